@@ -1,0 +1,68 @@
+# make reproduce   the whole pipeline on the embedded tiny world (a CPU, minutes); PROFILE= TASK= MODEL= SEED= choose another run
+# make test        all tests
+# make figures     every table and figure again from results/ alone (installs no torch)
+# make study       the committed results: all arms and seeds of PROFILE, then publish to results/
+# make docs        the docs site in _site/, with executed notebooks
+# make lint        formatting, linting, types
+
+PROFILE ?= tiny
+TASK ?=
+MODEL ?=
+SEED ?= 0
+SEEDS ?= 0 1 2
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# Threads that wait for work by spinning cost more than they bring at this size.
+export OMP_WAIT_POLICY ?= passive
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: reproduce test figures study docs lint export clean
+
+reproduce: $(VENV)/.core
+	$(BIN)/python -m r3_repro.pipeline --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seed $(SEED)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+figures: $(VENV)/.base
+	$(BIN)/python -m r3_repro.figures --root results
+
+study: $(VENV)/.core
+	$(BIN)/python -m r3_repro.study --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seeds $(SEEDS)
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/build.py
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check nbs tests benchmarks docs
+	$(BIN)/ruff format --check nbs tests benchmarks docs
+	$(BIN)/mypy
+
+export: $(VENV)/.dev
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+
+clean:
+	rm -rf runs _site .pytest_cache .ruff_cache .mypy_cache
+
+# One environment that grows: base (stored results to figures), core (mine, train, evaluate), dev (tests, docs).
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.base: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing (some minutes the first time)"
+	$(PIP) --editable ".[core]"
+	touch $@ $(VENV)/.base
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing (some minutes the first time)"
+	$(PIP) --editable ".[dev]"
+	touch $@ $(VENV)/.core $(VENV)/.base

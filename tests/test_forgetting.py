@@ -1,0 +1,254 @@
+"""Forgetting: the small examination end to end, what the model really sees, and that unlike results are refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from r3_repro import forgetting as fg
+from r3_repro.runs import Run, open_run
+from r3_repro.settings import SettingsError
+from r3_repro.skills import SKILLS
+
+LIMIT = 12
+ROLES = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+TEMPLATES = {
+    "with BOS": "<|bos|>" + ROLES + "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    "without BOS": ROLES + "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    "ends in a line break": ROLES + "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+}
+
+
+def random_model(folder: Path, seed: int = 0, template: str = "with BOS", adds_bos: bool = True) -> Path:
+    """A random Llama with a byte-level tokenizer that, unlike most, also writes a BOS of its own."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<|pad|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({t: i for i, t in enumerate(special + letters)}, []))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    raw.add_special_tokens(special)
+    if adds_bos:
+        raw.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<|pad|>", bos_token="<|bos|>", eos_token="<|end|>", padding_side="left"
+    )
+    tokenizer.chat_template = TEMPLATES[template]
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def small_run(root: Path, **settings) -> Run:
+    model = random_model(root / "random-llama")
+    settings = {"forgetting_limit": LIMIT, "forgetting_suite": "tiny"} | settings
+    return open_run("tiny", model=str(model), root=str(root), **settings)
+
+
+def add_trained(run: Run, name: str, seed: int | None) -> Path:
+    """A trained model of the run: a copy of the base (seed None), or other random weights."""
+    folder = run.model_dir / "training" / name / "model"
+    if seed is None:
+        shutil.copytree(run.root / "random-llama", folder)
+    else:
+        random_model(folder, seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def examined(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with a base, an exact copy of it as `r3`, and other weights as `random_reward`, all examined."""
+    run = small_run(tmp_path_factory.mktemp("forgetting"))
+    add_trained(run, "r3-seed0", None)
+    add_trained(run, "random_reward-seed3", 5)
+    assert fg.examine_all(run) == ["vanilla", "r3-seed0", "random_reward-seed3"]
+    return run
+
+
+def answering(known: dict[str, tuple[str, str]], right: bool):
+    """An lm-eval model that knows the answers: gives each right, or each wrong."""
+    from lm_eval.api.model import LM
+
+    class Oracle(LM):
+        tokenizer_name = "oracle"
+
+        def apply_chat_template(self, chat_history, add_generation_prompt=True):
+            assert [m["role"] for m in chat_history] == ["user"] and add_generation_prompt
+            return chat_history[0]["content"]
+
+        def chat_template(self, chat_template=False):
+            return ""
+
+        def loglikelihood(self, requests):
+            chosen = [(known[question][0] == choice) == right for question, choice in (r.args for r in requests)]
+            return [(0.0 if c else -50.0, False) for c in chosen]
+
+        def generate_until(self, requests):
+            return [known[q][1] if right else known[q][1] + "0" for q, _ in (r.args for r in requests)]
+
+        def loglikelihood_rolling(self, requests):
+            raise NotImplementedError
+
+    return Oracle()
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_who_knows_the_answers_gets_everything_right_and_the_opposite_nothing(tmp_path: Path, right: bool) -> None:
+    import lm_eval
+
+    suite = fg.suite_of("tiny")
+    items = [item for skill in SKILLS.values() for item in skill.items("test")]
+    known = {i.question: (i.answer, i.response or i.answer) for i in items}
+    tasks, manager = fg.load_tasks(suite, tmp_path)
+    report = lm_eval.simple_evaluate(answering(known, right), tasks=tasks, task_manager=manager, **fg.PROTOCOL)
+    scores = {b.name: fg.grade(b, report) for b in suite}
+    assert {name: s["value"] for name, s in scores.items()} == dict.fromkeys(scores, float(right))
+    assert all(s["n"] >= 250 and s["correct"] == str(int(right)) * s["n"] for s in scores.values())
+    assert all(e["ok"] == right for s in scores.values() for e in s["examples"])
+
+
+def test_results_have_every_item_and_every_hash(examined: Run) -> None:
+    results = fg.load_results(examined.model_dir / "forgetting")
+    assert list(results) == ["vanilla", "r3-seed0", "random_reward-seed3"]
+    for name, result in results.items():
+        assert set(result["tasks"]) == set(SKILLS) and result["lm_eval_version"] == "0.4.13"
+        assert set(result["hashes"]) == {"model", "protocol", "chat_template", "items"}
+        for score in result["tasks"].values():
+            assert score["n"] == len(score["correct"]) == LIMIT
+            assert {"metric", "stderr", "config", "items"} <= set(score)
+            assert score["value"] == pytest.approx(score["correct"].count("1") / LIMIT)
+        manifest = json.loads((examined.model_dir / "forgetting" / f"{name}.manifest.json").read_text())
+        assert manifest["stage"] == "forgetting" and manifest["hashes"] == result["hashes"]
+        assert (manifest["arm"], manifest["seed"]) == (result["arm"], result["seed"])
+    models = [r["hashes"]["model"] for r in results.values()]
+    assert models[0] == models[1] != models[2]
+
+
+def test_the_same_weights_differ_nowhere_and_others_do(examined: Run) -> None:
+    results = fg.load_results(examined.model_dir / "forgetting")
+    same = fg.compare(results["vanilla"], results["r3-seed0"])
+    assert (same[["difference", "gained", "lost"]] == 0).all(axis=None) and (same.p == 1).all()
+    other = fg.compare(results["vanilla"], results["random_reward-seed3"])
+    assert (other.gained + other.lost).sum() > 0
+    assert ((other.low <= other.difference) & (other.difference <= other.high)).all()
+
+
+def test_finished_work_is_kept_and_changed_weights_are_examined_again(examined: Run, tmp_path: Path) -> None:
+    run = replace(examined, root=tmp_path)
+    shutil.copytree(examined.root, tmp_path, dirs_exist_ok=True)
+    files = {f.name: f for f in (run.model_dir / "forgetting").glob("*.json")}
+    stamps = {name: f.stat().st_mtime_ns for name, f in files.items()}
+    fg.examine_all(run)
+    assert {name: f.stat().st_mtime_ns for name, f in files.items()} == stamps
+    random_model(run.model_dir / "training/random_reward-seed3/model", seed=6)
+    fg.examine_all(run)
+    changed = {name for name, f in files.items() if f.stat().st_mtime_ns != stamps[name]}
+    assert changed == {"random_reward-seed3.json", "random_reward-seed3.manifest.json"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("protocol", "other"), ("chat_template", "other"), ("items", "other"), ("config", "other")]
+)
+def test_unlike_examinations_are_refused(examined: Run, key: str, value: str) -> None:
+    results = fg.load_results(examined.model_dir / "forgetting")
+    after = results["r3-seed0"]
+    (after["tasks"]["geography"] if key == "config" else after["hashes"])[key] = value
+    with pytest.raises(ValueError, match=r"examined alike|configured differently"):
+        fg.by_arm(results)
+
+
+@pytest.mark.parametrize("template", list(TEMPLATES))
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_lm_eval_sees_exactly_the_tokens_of_the_chat_template(tmp_path: Path, template: str, adds_bos: bool) -> None:
+    lm = fg.as_lm(str(random_model(tmp_path, template=template, adds_bos=adds_bos)), "float32", 4)
+    question = [{"role": "user", "content": "What is the capital of Peru?"}]
+    wanted = lm.tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=True, return_dict=False)
+    prompt = lm.apply_chat_template(question)
+    assert lm.tok_batch_encode([prompt, prompt])[0].tolist() == [wanted, wanted]
+    context, choice = lm._encode_pair(prompt, "Lima")
+    full = [*question, {"role": "assistant", "content": "Lima"}]
+    answered = lm.tokenizer.apply_chat_template(full, tokenize=True, return_dict=False)
+    if template != "ends in a line break":  # this template writes the answer without the line break
+        assert context + choice == answered[: len(context + choice)]
+    assert context + choice == wanted + lm.tokenizer.encode("Lima", add_special_tokens=False)
+    assert (context + choice).count(lm.tokenizer.bos_token_id) == (1 if template == "with BOS" else 0)
+
+
+def test_the_likelihood_of_a_choice_is_that_of_its_tokens_after_the_question(tmp_path: Path) -> None:
+    import torch
+    from lm_eval.api.instance import Instance
+
+    lm = fg.as_lm(str(random_model(tmp_path)), "float32", 8)
+    asked = ("Peru?", "What is the capital of Peru?")
+    prompts = [lm.apply_chat_template([{"role": "user", "content": q}]) for q in asked]
+    pairs = [(prompt, choice) for prompt in prompts for choice in ("Lima", "Rome", "by the sea")]
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    for (prompt, choice), (got, _) in zip(pairs, lm.loglikelihood(requests, disable_tqdm=True), strict=True):
+        before, after = (lm.tokenizer.encode(t, add_special_tokens=False) for t in (prompt, choice))
+        with torch.no_grad():
+            logp = lm.model(torch.tensor([before + after])).logits[0].log_softmax(-1)
+        wanted = sum(logp[len(before) - 1 + i, token].item() for i, token in enumerate(after))
+        assert got == pytest.approx(wanted, abs=1e-4)
+
+
+NO_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "transformers", "lm_eval", "trl", "datasets"}:
+            raise ImportError(f"{name} must not be needed")
+sys.meta_path.insert(0, Refuse())
+from r3_repro.forgetting import report
+from r3_repro.runs import open_run
+tables = report(open_run("tiny", model=sys.argv[1], root=sys.argv[2], forgetting_limit=12))
+print(len(tables["by_arm"]))
+"""
+
+
+def test_tables_and_figure_need_no_torch_and_come_out_byte_identical(examined: Run, tmp_path: Path) -> None:
+    made = []
+    for part in ("one", "two"):
+        run = replace(examined, root=tmp_path / part)
+        for f in (examined.model_dir / "forgetting").glob("*.json"):
+            (run.model_dir / "forgetting").mkdir(parents=True, exist_ok=True)
+            shutil.copy(f, run.model_dir / "forgetting")
+        command = [sys.executable, "-c", NO_TORCH, str(examined.root / "random-llama"), str(run.root)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == str(2 * len(SKILLS))
+        files = [f for f in sorted(run.model_dir.rglob("*")) if f.is_file() and f.parent.name in ("tables", "figures")]
+        made.append({f.name: f.read_bytes() for f in files})
+    kinds = {"csv", "md", "tex"}
+    tables = {f"{n}.{k}" for n in ("forgetting", "forgetting_by_seed", "forgetting_scores") for k in kinds}
+    assert made[0] == made[1] and set(made[0]) == tables | {f"forgetting.{k}" for k in ("svg", "pdf", "png")}
+
+
+def test_report_without_results_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"r3_repro\.forgetting --profile tiny"):
+        fg.report(small_run(tmp_path))
+
+
+@pytest.mark.slow
+def test_the_published_benchmarks_are_lm_evals_own_and_fail_early_without_a_network(tmp_path: Path) -> None:
+    code = (
+        "from lm_eval.tasks import TaskManager\nfrom r3_repro import forgetting as fg\nfrom pathlib import Path\n"
+        "known = TaskManager().all_tasks\nprint([b.task in known for b in fg.SUITES['paper']])\n"
+        f"fg.load_tasks(fg.SUITES['paper'], Path({str(tmp_path)!r}))"
+    )
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=env)
+    assert done.stdout.strip() == "[True, True, True, True]" and done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "SettingsError: benchmark MMLU-Pro" in last and "HF_HOME" in last and "forgetting_suite" in last
