@@ -45,7 +45,8 @@ def summarise(run: Run, splits: dict[str, list[Problem]]) -> dict[str, Any]:
 
 def prepare(run: Run) -> dict[str, Any]:
     "Make, check and store the splits of a run; returns the summary."
-    p, seconds = run.profile, {}
+    p = run.profile
+    seconds: dict[str, float] = {}
     task = get_task(p.task)
     manifest, summary_file = run.dataset / "manifest.json", run.dataset / "summary.json"
     settings = digest(p.data_options)

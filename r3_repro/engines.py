@@ -9,17 +9,18 @@ __all__ = ['load_tokenizer', 'load_model', 'render', 'template_hash', 'Completio
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as hf_logging
 
 from .settings import Profile, SettingsError, load_profile, model_path
 from .tasks import Message, assistant, digest, user
 
 # %% ../nbs/lib/engines.ipynb #f43145bd
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str) -> Any:
     "The tokenizer at a folder or hub name, padding on the left; raises `SettingsError` if it has no chat template."
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     if not tokenizer.chat_template:
@@ -29,7 +30,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:
+def load_model(path: str, dtype: str = "float32") -> Any:
     "The causal language model at a folder or hub name, on the GPU if there is one, with neutral generation defaults."
     hf_logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True)
@@ -37,10 +38,11 @@ def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:
     model.generation_config = GenerationConfig(
         bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
     )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval()
 
 # %% ../nbs/lib/engines.ipynb #167b26d5
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
+def render(tokenizer: Any, messages: list[Message]) -> list[int]:
     "Token ids of a conversation up to where the assistant's next message begins; raises `ValueError` on a doubled BOS."
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
@@ -48,7 +50,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[
     return ids
 
 
-def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+def template_hash(tokenizer: Any) -> str:
     "Hash of the chat template, for manifests."
     return digest(tokenizer.chat_template)
 
@@ -79,7 +81,7 @@ class Sampling:
         return shared | {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
 
 # %% ../nbs/lib/engines.ipynb #6704fcb0
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
     own = model.generation_config.eos_token_id
     own = own if isinstance(own, list) else [own] if own is not None else []
     return sorted({*own, tokenizer.eos_token_id} - {None})
@@ -87,7 +89,7 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
 
 @torch.inference_mode()
 def _generate_batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], sampling: Sampling
+    model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sampling
 ) -> list[Completion]:
     "Generate for one batch of prompts (token ids)."
     ends = _end_tokens(model, tokenizer)
@@ -104,8 +106,8 @@ def _generate_batch(
 
 # %% ../nbs/lib/engines.ipynb #4033b0db
 def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Any,
+    tokenizer: Any,
     conversations: list[list[Message]],  # each ends where the assistant's answer is wanted
     sampling: Sampling,
     seed: int = 0,  # batches draw from seeds made of this and their place

@@ -30,7 +30,7 @@ COLUMNS = [
 
 def samplings(profile: Profile, mode: str) -> tuple[Sampling, Sampling]:
     "How answers and reflections are generated in a mode: (attempt and retry, reflection)."
-    how = {"greedy": mode == "greedy", "temperature": profile.temperature, "top_p": profile.top_p}
+    how: dict[str, Any] = {"greedy": mode == "greedy", "temperature": profile.temperature, "top_p": profile.top_p}
     return Sampling(profile.max_answer_tokens, **how), Sampling(profile.max_reflection_tokens, **how)
 
 # %% ../nbs/lib/episodes.ipynb #ff11efcd
@@ -115,7 +115,8 @@ def _identity(run: Run, path: str, problems: list[Problem]) -> dict[str, str]:
 def evaluate(run: Run) -> pd.DataFrame:
     "Take all held-out problems through episodes in every mode, store table and manifest; finished work is kept."
     table_file, manifest_file = episode_files(run)
-    task, path, seconds = get_task(run.profile.task), weights(run), {}
+    task, path = get_task(run.profile.task), weights(run)
+    seconds: dict[str, float] = {}
     problems = task.problems("test", run.profile.data_options)
     hashes = _identity(run, path, problems)
     if table_file.is_file() and manifest_file.is_file():

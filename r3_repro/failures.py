@@ -129,7 +129,8 @@ def keep_failures(
 # %% ../nbs/02_failures.ipynb #6d21f225
 def mine(run: Run) -> pd.DataFrame:
     "Draw attempts, keep failures, store both with summary and manifest; resumes, and returns at once what is done."
-    p, seconds = run.profile, {}
+    p = run.profile
+    seconds: dict[str, float] = {}
     problems = get_task(p.task).problems("train", p.data_options)
     folder, kept_file = run.failures / "attempts", run.failures / "failures.parquet"
     with timed(seconds, "draw"):

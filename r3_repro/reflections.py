@@ -16,6 +16,8 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -183,7 +185,9 @@ def summary(x: "dict[str, float] | np.ndarray") -> Interval:
 
 def change(before: "dict[str, float] | np.ndarray", after: "dict[str, float] | np.ndarray") -> Interval:
     "Difference of two results of `measure`, over the same resampled or left-out problems."
-    return difference_bootstrap(before, after) if isinstance(before, dict) else summary(after - before)
+    if isinstance(before, dict) and isinstance(after, dict):
+        return difference_bootstrap(before, after)
+    return summary(np.asarray(after) - np.asarray(before))
 
 # %% ../nbs/05_reflections.ipynb #fbcc7f39
 def repetitiveness(e: pd.DataFrame, measures: tuple[str, ...] = tuple(MEASURES)) -> pd.DataFrame:
@@ -199,7 +203,7 @@ def repetitiveness(e: pd.DataFrame, measures: tuple[str, ...] = tuple(MEASURES))
                     these = pick(e, mode, arm, seed)
                     x = measure(these, name, size)
                     d = change(base, x) if arm != "vanilla" else Interval(math.nan, math.nan, math.nan)
-                    row = {"mode": mode, "measure": name, "length": length, "size": size, "arm": arm, "seed": seed}
+                    row: dict[str, Any] = {"mode": mode, "measure": name, "length": length, "size": size, "arm": arm, "seed": seed}
                     row["kept"] = len(x) / len(these) if isinstance(x, dict) else 1.0
                     row |= summary(x)._asdict() | {"change": d.estimate, "change_low": d.low, "change_high": d.high}
                     rows.append(row)
@@ -337,9 +341,9 @@ def readable_lengths(t: pd.DataFrame) -> pd.DataFrame:
         mean, moved = (
             [f"{unit}_{k}" for k in ks] for ks in (("mean", "low", "high"), ("change", "change_low", "change_high"))
         )
-        out[f"{unit}, mean"] = [show_interval(*x, one) for x in t[mean].to_numpy()]
+        out[f"{unit}, mean"] = [show_interval(x[0], x[1], x[2], one) for x in t[mean].to_numpy()]
         out[f"{unit}, median"] = t[f"{unit}_p50"].map(one)
-        out[f"{unit}, change"] = [show_interval(*x, "{:+.1f}".format) for x in t[moved].to_numpy()]
+        out[f"{unit}, change"] = [show_interval(x[0], x[1], x[2], "{:+.1f}".format) for x in t[moved].to_numpy()]
     return out.assign(**{"clipped %": t.clipped.map(show_points)})
 
 
@@ -347,10 +351,10 @@ def readable_repeats(t: pd.DataFrame) -> pd.DataFrame:
     "The repetitiveness table as readers see it."
     out = t[["measure", "length", "mode", "arm", "seed"]].copy()
     three = "{:.3f}".format
-    out["value"] = [show_interval(*x, three) for x in t[["estimate", "low", "high"]].to_numpy(dtype=float)]
+    out["value"] = [show_interval(x[0], x[1], x[2], three) for x in t[["estimate", "low", "high"]].to_numpy(dtype=float)]
     moved = t[["change", "change_low", "change_high"]].to_numpy(dtype=float)
     return out.assign(
-        change=[show_interval(*x, "{:+.3f}".format) for x in moved], **{"kept %": t.kept.map(show_points)}
+        change=[show_interval(x[0], x[1], x[2], "{:+.3f}".format) for x in moved], **{"kept %": t.kept.map(show_points)}
     )
 
 

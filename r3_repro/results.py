@@ -216,9 +216,9 @@ def readable_differences(each: pd.DataFrame, over: pd.DataFrame) -> tuple[pd.Dat
     a, b = each[["comparison", "mode", "arm", "seed"]].copy(), over[["comparison", "mode", "arm", "seeds"]].copy()
     a["before %"], a["after %"] = each.before.map(show_points), each.after.map(show_points)
     a["gained"], a["lost"] = each.gained, each.lost
-    a["difference (points)"] = [show_interval(*x, signed) for x in each[["difference", "low", "high"]].to_numpy()]
+    a["difference (points)"] = [show_interval(x[0], x[1], x[2], signed) for x in each[["difference", "low", "high"]].to_numpy()]
     a["exact p"] = each.p.map(show_p)
-    b["mean difference (points)"] = [show_interval(*x, signed) for x in over[["difference", "low", "high"]].to_numpy()]
+    b["mean difference (points)"] = [show_interval(x[0], x[1], x[2], signed) for x in over[["difference", "low", "high"]].to_numpy()]
     b["least to most"] = [f"{signed(x)} to {signed(y)}" for x, y in zip(over.least, over.most, strict=True)]
     b["t interval"] = [
         "–" if math.isnan(x) else f"{signed(x)} to {signed(y)}" for x, y in zip(over.t_low, over.t_high, strict=True)
@@ -563,7 +563,9 @@ def beats_ten_times(e: Evidence) -> Decision:
 # %% ../nbs/04_results.ipynb #07496361
 def needs_ability(e: Evidence) -> Decision:
     "C9: models without ability gain nothing, while a model with ability does; needs at least one of each."
-    able, unable, text = [], [], []
+    able: list[bool] = []
+    unable: list[bool] = []
+    text: list[str] = []
     for folder in sorted(f for f in e.folder.parent.glob("*") if stored.has_episodes(f)):
         episodes = stored.load_episodes(folder)
         if "r3" in set(episodes.arm) and episodes.problem_id.nunique() >= LEAST_PROBLEMS:
@@ -659,7 +661,7 @@ class Rule:
 
 
 _ALL = "with exact McNemar p < 0.01, in every seed and every decoding mode"
-RULES = (
+RULES: tuple[Rule, ...] = (
     Rule(
         "C1",
         "",

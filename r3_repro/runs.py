@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Run', 'open_run', 'atomic', 'write_json', 'write_parquet', 'versions', 'hardware', 'file_hash', 'write_manifest',
-           'stage_command', 'launch', 'parse_run', 'timed']
+           'stage_command', 'launch', 'trained_runs', 'evaluate_all', 'parse_run', 'timed']
 
 # %% ../nbs/lib/runs.ipynb #614804dc
 import contextlib
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,18 @@ def launch(
     if code:
         raise RuntimeError(f"stage {module!r} failed with exit code {code}; its last lines:\n{''.join(tail)}")
     print("".join(tail).rstrip().splitlines()[-1] if tail else f"{module}: done")
+
+# %% ../nbs/lib/runs.ipynb #0559d636
+def trained_runs(run: Run) -> list[Run]:
+    "Every arm and seed of the run's model that is trained to its end, in order of arm and seed."
+    names = [f.parent.name.rpartition("-seed") for f in run.model_dir.glob("training/*-seed*/manifest.json")]
+    return [replace(run, arm=arm, seed=int(seed)) for arm, _, seed in sorted(names, key=lambda n: (n[0], int(n[2])))]
+
+
+def evaluate_all(run: Run) -> None:
+    "Launch the evaluation of the model before training and of every trained arm and seed (chapter 04)."
+    for r in [replace(run, arm="vanilla"), *trained_runs(run)]:
+        launch("episodes", r)
 
 # %% ../nbs/lib/runs.ipynb #5f94fe45
 def parse_run(description: str, argv: list[str] | None = None) -> Run:

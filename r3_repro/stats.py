@@ -76,8 +76,8 @@ def paired_correlation(both: int, gained: int, lost: int, neither: int) -> float
     if margins == 0:
         return 0.0
     d, n = both * neither - gained * lost, both + gained + lost + neither
-    d = max(d - n / 2, 0) if d > 0 else d
-    return d / math.sqrt(margins)
+    corrected = max(d - n / 2, 0) if d > 0 else d
+    return corrected / math.sqrt(margins)
 
 
 def paired_difference(

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .pipeline import preflight, shown_progress
-from .runs import Run, launch, open_run
+from .runs import Run, evaluate_all, launch, open_run
 from .settings import SettingsError, find_home
 
 # %% ../nbs/lib/study.ipynb #8c06b28c
@@ -40,8 +40,7 @@ def study(
         with ThreadPoolExecutor(jobs) as pool:
             for finished in [pool.submit(launch, "train", r) for r in todo]:
                 finished.result()
-        for r in [replace(run, arm="vanilla"), *todo]:
-            launch("episodes", r)
+        evaluate_all(run)
         launch("forgetting", run)
 
 # %% ../nbs/lib/study.ipynb #aa085acd

@@ -40,8 +40,8 @@ class Expression:
     value: int
 
 
-def _steps(a: int, b: int) -> list[tuple[str, str, int]]:
-    "What two whole numbers can make: (left and right with a slot each, value); whole and not negative."
+def _steps(a: int, b: int) -> list[tuple[str, str, str, int]]:
+    "What two whole numbers can make: (left, operator, right, value); whole and not negative."
     big, small = max(a, b), min(a, b)
     out = [(f"{a}", "+", f"{b}", a + b), (f"{a}", "*", f"{b}", a * b), (f"{big}", "-", f"{small}", big - small)]
     if small and big % small == 0:
@@ -87,7 +87,7 @@ class Recipe:
     longest_token: int = 14  # characters
 
 
-ABILITY = {"right_attempt": 0.4, "hint": 1.0, "good_hint": 1.0, "stray_number": 0.0}
+ABILITY: dict[str, Any] = {"right_attempt": 0.4, "hint": 1.0, "good_hint": 1.0, "stray_number": 0.0}
 "What phase 1 changes in the recipe."
 
 _WHAT = [
@@ -281,8 +281,8 @@ def behaviour(model: Any, tokenizer: Any, profile: Profile, problems: list[Probl
         out[mode] = {
             "first_try": rows.attempt_ok.mean(), "two_tries": (rows.attempt_ok | (rows.retry_ok == True)).mean(),  # noqa: E712
             "reflection_tokens": failed.reflection_tokens.mean(), "hints": hinted.mean(),
-            "retry_after_hint": failed.retry_ok[hinted].astype(float).mean(),
-            "retry_after_vague": failed.retry_ok[~hinted].astype(float).mean(),
+            "retry_after_hint": failed.retry_ok[hinted].astype(float).mean() if hinted.any() else None,
+            "retry_after_vague": failed.retry_ok[~hinted].astype(float).mean() if not hinted.all() else None,
         }  # fmt: skip
     return out
 
@@ -306,7 +306,8 @@ def main(argv: list[str] | None = None) -> None:
     for name, value in asdict(Recipe()).items():
         ap.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     a = vars(ap.parse_args(argv))
-    out, recipe, seconds = a.pop("out"), Recipe(**a), {}
+    out, recipe = a.pop("out"), Recipe(**a)
+    seconds: dict[str, float] = {}
     profile = load_profile("tiny")
     with timed(seconds, "build"):
         model, tokenizer, log = build(out, recipe, world_problems(profile, "train"))

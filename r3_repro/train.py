@@ -99,7 +99,7 @@ class R3Trainer(GRPOTrainer):
     "`GRPOTrainer` whose rewards are the success of a retry that follows each sampled reflection."
 
     def __init__(self, *args: Any, task: Task, run: Run, **kwargs: Any):
-        super().__init__(*args, reward_funcs=_pay, **kwargs)
+        super().__init__(*args, **kwargs)
         self.task, self.run = task, run
         self.seconds: dict[str, float] = {}
         self.samples: list[dict[str, Any]] = []
@@ -127,7 +127,7 @@ class R3Trainer(GRPOTrainer):
         ids, images, fields = self._tokenize_prompts(again)
         with self._answer_length():
             retries, _ = self._generate_single_turn(ids, images, fields, num_generations=1)
-        return self.processing_class.batch_decode(retries, skip_special_tokens=True), [len(r) for r in retries]
+        return self._tokenizer.batch_decode(retries, skip_special_tokens=True), [len(r) for r in retries]
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Any:
         reflections = [c[0]["content"] for c in completions]
@@ -261,7 +261,8 @@ def build_trainer(run: Run, failures: pd.DataFrame) -> R3Trainer:
     _check_context(model, tokenizer, data, run.profile)
     run.training.mkdir(parents=True, exist_ok=True)
     trainer = R3Trainer(
-        model=model, args=grpo_config(run), train_dataset=data, processing_class=tokenizer, task=task, run=run
+        model=model, args=grpo_config(run), train_dataset=data, processing_class=tokenizer, reward_funcs=_pay,
+        task=task, run=run,
     )
     for noisy in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(noisy)
@@ -324,7 +325,7 @@ def _finish(run: Run, trainer: R3Trainer, seconds: dict[str, float], identity: d
     log = read_log(run.training / "log.jsonl")
     stages = {k: log[f"seconds_{k}"].sum() for k in ("reflect", "retry", "verify", "update")}
     hashes = identity | {
-        "model": file_hash(run.training / "model"), "chat_template": template_hash(trainer.processing_class)
+        "model": file_hash(run.training / "model"), "chat_template": template_hash(trainer._tokenizer)
     }  # fmt: skip
     write_manifest(
         run.training / "manifest.json", "train", run, seconds | stages, hashes,

@@ -1,0 +1,201 @@
+"""Every notebook runs: under nbdev-test, under papermill from another folder, and all chapters through the pipeline."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from r3_repro.pipeline import check_parameters, run_chapter
+from r3_repro.runs import open_run
+from r3_repro.settings import SettingsError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((REPOSITORY / "nbs").rglob("[!.]*.ipynb"))
+CHAPTERS = [n for n in NOTEBOOKS if re.match(r"0[1-6]_", n.name)]
+
+pytestmark = pytest.mark.slow
+
+
+def environment(root: Path, **more: str) -> dict[str, str]:
+    "Offline, and with a run tree of its own."
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return os.environ | offline | {"R3_ROOT": str(root), "OMP_WAIT_POLICY": "passive"} | more
+
+
+def command(name: str, *args: str, cwd: Path, env: dict[str, str], timeout: float = 540) -> subprocess.CompletedProcess:
+    program = [str(Path(sys.executable).with_name(name)), *args]
+    return subprocess.run(program, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+def hashes() -> dict[str, str]:
+    return {n.name: hashlib.sha256(n.read_bytes()).hexdigest() for n in NOTEBOOKS}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sources_stay_as_they_are():
+    "Whatever runs here, the notebooks under nbs/ are byte for byte the same afterwards."
+    before = hashes()
+    yield
+    assert hashes() == before
+
+
+# ── nbdev-test ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_notebook_runs_under_nbdev_test(tmp_path: Path) -> None:
+    env = environment(tmp_path, OMP_NUM_THREADS="1")
+    done = command("nbdev-test", "nbs", "--n-workers", "2", cwd=REPOSITORY, env=env)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+
+
+def test_nbdev_test_would_see_a_failing_notebook(tmp_path: Path) -> None:
+    "A notebook that fails makes nbdev-test fail: its success above says something."
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert 1 + 1 == 3")])
+    nbformat.write(notebook, tmp_path / "bad.ipynb")
+    done = command("nbdev-test", str(tmp_path / "bad.ipynb"), cwd=REPOSITORY, env=environment(tmp_path))
+    assert done.returncode != 0 and "AssertionError" in done.stdout + done.stderr
+
+
+# ── The pipeline ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("elsewhere")
+
+
+def pipeline(root: Path, *args: str, **more: str) -> subprocess.CompletedProcess:
+    args = ("-m", "r3_repro.pipeline", "--profile", "smoke", "--root", str(root), *args)
+    env = environment(root, **more)
+    return subprocess.run([sys.executable, *args], cwd=root, env=env, capture_output=True, text=True, timeout=540)
+
+
+@pytest.fixture(scope="module")
+def reproduced(elsewhere: Path) -> Path:
+    "All chapters through the pipeline, from another folder than the repository's."
+    done = pipeline(elsewhere)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    assert "| C2 |" in done.stdout and "everything done" in done.stdout
+    assert re.search(r"\[1/\d\] 01_datasets: done in \d+ s", done.stderr)
+    assert "train r3-seed0" in done.stderr, "the training's progress bar did not reach the terminal"
+    return elsewhere / "smoke" / "countdown" / "tiny-base"
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    kept = ("*.safetensors", "attempts/*.parquet", "episodes/*.parquet", "log.jsonl", "failures.parquet")
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for k in kept for p in folder.rglob(k)}
+
+
+def test_the_pipeline_runs_and_a_second_run_trains_nothing(reproduced: Path, elsewhere: Path) -> None:
+    first = stamps(reproduced)
+    assert any(k.endswith("model.safetensors") for k in first) and any("attempts" in k for k in first)
+    done = pipeline(elsewhere)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    assert stamps(reproduced) == first
+
+
+def test_the_pipeline_leaves_every_chapter_executed(reproduced: Path) -> None:
+    executed = sorted((reproduced / "notebooks").glob("*.ipynb"))
+    assert {n.name[:2] for n in executed} == {"01", "02", "03", "04", "05", "06"}
+    for n in executed:
+        code = [c for c in nbformat.read(n, 4).cells if c.cell_type == "code"]
+        assert all(c.execution_count for c in code if c.source.strip()) and any(c.outputs for c in code)
+
+
+def test_every_result_has_its_manifest(reproduced: Path) -> None:
+    manifests = [reproduced / "failures/manifest.json", reproduced / "training/r3-seed0/manifest.json"]
+    manifests += [*sorted(reproduced.glob("episodes/*.manifest.json")), reproduced.parent / "dataset/manifest.json"]
+    assert len(manifests) >= 5
+    for m in manifests:
+        known = json.loads(m.read_text())
+        for key in (
+            "command",
+            "profile",
+            "git_commit",
+            "git_dirty",
+            "versions",
+            "hardware",
+            "seed",
+            "hashes",
+            "seconds",
+        ):
+            assert key in known, (m, key)
+        assert str(REPOSITORY) not in m.read_text(), f"{m.name} names the machine"
+
+
+# ── Plain papermill ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("chapter", ["01_datasets", "03_train"])
+def test_plain_papermill_from_another_folder(chapter: str, reproduced: Path, elsewhere: Path) -> None:
+    "As in the README: the notebook finds the repository, the settings and what is stored by itself."
+    source = REPOSITORY / "nbs" / f"{chapter}.ipynb"
+    args = [str(source), "out.ipynb", "-p", "profile", "smoke", "-k", "python3", "--no-progress-bar"]
+    done = command("papermill", *args, cwd=elsewhere, env=environment(elsewhere))
+    assert done.returncode == 0, done.stderr[-6000:]
+    out = nbformat.read(elsewhere / "out.ipynb", 4)
+    assert any("injected-parameters" in c.metadata.get("tags", []) for c in out.cells)
+
+
+def test_chapters_03_to_06_run_from_the_run_tree_alone(reproduced: Path, elsewhere: Path, tmp_path: Path) -> None:
+    "05 reads what is stored; here with another working folder and with the seed that is there."
+    run = open_run("smoke", root=str(elsewhere))
+    assert run_chapter("05_reflections", run, {"profile": "smoke", "root": str(elsewhere)}, tmp_path).is_file()
+
+
+# ── Mistakes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.stem)
+def test_a_mistyped_parameter_is_an_error(chapter: Path) -> None:
+    check_parameters(chapter, dict.fromkeys(("profile", "task", "model", "arm", "seed", "root"), ""))
+    with pytest.raises(SettingsError, match="profil"):
+        check_parameters(chapter, {"profil": "paper"})
+
+
+def test_a_notebook_without_parameters_takes_none() -> None:
+    with pytest.raises(SettingsError, match="parameters"):
+        check_parameters(REPOSITORY / "nbs" / "index.ipynb", {"profile": "tiny"})
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--profile", "tinny"], "did you mean [tiny]"),
+        (["--task", "cuntdown"], "unknown task"),
+        (["--model", "no/such/model"], "no such folder"),
+    ],
+)
+def test_a_wrong_run_is_refused_before_anything_is_written(args: list[str], said: str, tmp_path: Path) -> None:
+    done = pipeline(tmp_path, *args)
+    assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# ── A task of one's own ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def own_task() -> str:
+    "The example of the front page."
+    found = [
+        c.source for c in nbformat.read(REPOSITORY / "nbs/index.ipynb", 4).cells if c.source.startswith("# sorting.py")
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_the_example_task_goes_through_every_stage(tmp_path: Path) -> None:
+    "The code of the README, saved as a file, mined, trained and evaluated with nothing else written."
+    (tmp_path / "sorting.py").write_text(own_task())
+    assert len(own_task().splitlines()) < 60
+    done = pipeline(tmp_path, "--task", "sorting:TASK", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    folder = tmp_path / "smoke" / "sorting.TASK" / "tiny-base"
+    assert (folder / "training/r3-seed0/model/model.safetensors").is_file()
+    assert "task sorting" in (folder / "tables/verdicts.md").read_text()
