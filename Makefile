@@ -24,7 +24,7 @@ reproduce: $(VENV)/.core
 	$(BIN)/python -m r3_repro.pipeline --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seed $(SEED)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 figures: $(VENV)/.base
 	$(BIN)/python -m r3_repro.figures --root results

@@ -51,7 +51,12 @@ def prepare_home(home: Path, profile: str) -> None:
             (home / name).symlink_to(HOME / name)
     if (HOME / "results").is_dir():
         shutil.copytree(HOME / "results", home / "results")
-    runs = WORK / "runs" if profile == "smoke" else HOME / "runs"
+    runs = HOME / "runs"
+    if profile == "smoke":  # other code, settings or weights begin anew
+        runs = WORK / "runs" / code_hash()[:12]
+        for old in (WORK / "runs").glob("*"):
+            if old != runs:
+                shutil.rmtree(old)
     runs.mkdir(parents=True, exist_ok=True)
     (home / "runs").symlink_to(runs)
 
@@ -67,10 +72,19 @@ def parameters_of(notebook: Path, profile: str) -> dict[str, str]:
     return {}
 
 
+def code_hash() -> str:
+    "Hash of package, settings and the shipped model."
+    h = hashlib.sha256()
+    for f in [HOME / "settings.ini", *sorted((HOME / "r3_repro").rglob("*"))]:
+        if f.is_file() and f.suffix != ".pyc":
+            h.update(f.name.encode() + f.read_bytes())
+    return h.hexdigest()
+
+
 def key_of(notebook: Path, parameters: dict[str, str]) -> str:
     "Hash of all that an executed page depends on."
-    h = hashlib.sha256(repr(sorted(parameters.items())).encode())
-    files = [notebook, HOME / "settings.ini", *sorted((HOME / "r3_repro").glob("*.py"))]
+    h = hashlib.sha256((repr(sorted(parameters.items())) + code_hash()).encode())
+    files = [notebook]
     if parameters.get("root") == "results" or notebook.stem == "index":
         files += sorted(p for p in (HOME / "results").rglob("*") if p.is_file() and p.parent.name not in ("figures",))
     for f in files:
@@ -92,9 +106,7 @@ def execute(notebook: Path, home: Path, profile: str) -> Path:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as cwd:
         where = home / "nbs" if notebook.stem == "index" else cwd
-        papermill.execute_notebook(
-            str(notebook), str(out), parameters, kernel_name="python3", progress_bar=False, cwd=str(where)
-        )
+        papermill.execute_notebook(str(notebook), str(out), parameters, kernel_name="python3", progress_bar=False, cwd=str(where))
     mark.write_text(key)
     print(f"executed {notebook.name} in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     return out
@@ -140,6 +152,8 @@ class Pages:
             text = listed or "\n".join(sorted(str(p.relative_to(HOME)) for p in file.rglob("*") if p.is_file()))
             (self.folder / to).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / to).write_text(text)
+        elif file.suffix == ".md":  # a table for readers: a page of its own
+            self.write(to, f"---\norphan: true\n---\n\n# {file.stem}\n\n{file.read_text()}")
         else:
             to = to if file.suffix else f"{to}.txt"
             (self.folder / to).parent.mkdir(parents=True, exist_ok=True)
@@ -257,9 +271,7 @@ def vendor_mathjax(folder: Path) -> bool:
     if not (kept / "tex-chtml.js").is_file():
         with tempfile.TemporaryDirectory() as d:
             try:
-                subprocess.run(
-                    ["npm", "pack", "--silent", "mathjax@3"], cwd=d, check=True, capture_output=True, timeout=120
-                )
+                subprocess.run(["npm", "pack", "--silent", "mathjax@3"], cwd=d, check=True, capture_output=True, timeout=120)
                 with tarfile.open(next(Path(d).glob("*.tgz"))) as tar:
                     wanted = ("package/es5/tex-chtml.js", "package/es5/output/chtml/fonts/")
                     tar.extractall(d, [m for m in tar if m.name.startswith(wanted)], filter="data")
@@ -286,14 +298,17 @@ def build(out: Path, execute_pages: bool = True, profile: str = "smoke", mathjax
         prepare_home(home, profile)
         os.environ |= {"R3_HOME": str(home), "PYTHONWARNINGS": "ignore"}
         executed = {nb: execute(nb, home, profile) for nb in sources}
-    with tempfile.TemporaryDirectory() as staged:
-        stage_all(Path(staged), executed)
-        local = mathjax and vendor_mathjax(out / "_static" / "mathjax")
+    with tempfile.TemporaryDirectory() as scratch:
+        pages, html = Path(scratch) / "pages", Path(scratch) / "built" / "html"
+        stage_all(pages, executed)
+        local = mathjax and vendor_mathjax(html / "_static" / "mathjax")
         os.environ["R3_MATHJAX"] = "1" if local else "0"
-        here = str(Path(__file__).parent)
-        return sphinx(
-            ["-q", "-E", "-W", "--keep-going", "-b", "html", "-c", here, "-d", f"{staged}/.trees", staged, str(out)]
-        )
+        strict = ["-q", "-E", "-W", "--keep-going", "-b", "html", "-d", f"{scratch}/trees"]
+        code = sphinx([*strict, "-c", str(Path(__file__).parent), str(pages), str(html)])
+        if (out / ".buildinfo").is_file():  # an older site; nothing else is ever removed
+            shutil.rmtree(out)
+        shutil.copytree(html, out, dirs_exist_ok=True)
+    return code
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,7 +9,8 @@ extensions = ["myst_nb", "sphinx.ext.mathjax"]
 
 nb_execution_mode = "off"  # pages are executed before they are staged
 nb_render_markdown_format = "gfm"
-nb_number_source_lines = False
+nb_code_prompt_show = "imports"
+nb_code_prompt_hide = "imports"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 

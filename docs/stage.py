@@ -5,7 +5,6 @@ Here each link is resolved to a path from the repository's root, and the page de
 """
 
 import ast
-import os
 import posixpath
 import re
 from collections.abc import Callable
@@ -60,6 +59,11 @@ def only_imports(source: str) -> bool:
     return bool(body) and all(isinstance(node, ast.Import | ast.ImportFrom) for node in body)
 
 
+def plain(text: str) -> str:
+    "Text without the place of the repository on this machine."
+    return text.replace(f"{HOME}/_docs/home/", "").replace(f"{HOME}/", "")
+
+
 def clean_outputs(outputs: list[Any]) -> list[Any]:
     "Outputs without progress bars, warnings and machine paths."
     kept = []
@@ -68,14 +72,12 @@ def clean_outputs(outputs: list[Any]) -> list[Any]:
         if out.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in data:
             continue
         if "text" in out:
-            out.text = out.text.replace(f"{HOME}{os.sep}", "")
+            out.text = plain(out.text)
         for kind in ("text/plain", "text/markdown", "text/html"):
             if kind in data:
-                data[kind] = data[kind].replace(f"{HOME}{os.sep}", "")
+                data[kind] = plain(data[kind])
         out.pop("execution_count", None)
-        kept.append(
-            nbformat.from_dict({**out, "execution_count": None}) if out.output_type == "execute_result" else out
-        )
+        kept.append(nbformat.from_dict({**out, "execution_count": None}) if out.output_type == "execute_result" else out)
     return kept
 
 
@@ -96,6 +98,8 @@ def stage_cell(cell: Any, folder: str, turn: Turn) -> Any | None:
     elif only_imports(source):
         tags.add("hide-input")
     cell.source, cell.execution_count, cell.outputs = source, None, clean_outputs(cell.outputs)
+    if "exported" in tags:  # the docstring of a constant is no result
+        cell.outputs = [o for o in cell.outputs if o.output_type != "execute_result"]
     for out in cell.outputs:
         if "text/markdown" in out.get("data", {}):
             out.data["text/markdown"] = turn_links(out.data["text/markdown"], folder, turn)

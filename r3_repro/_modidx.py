@@ -379,10 +379,12 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'r3_repro.train._pay': ('train.html#_pay', 'r3_repro/train.py'),
                                 'r3_repro.train._pay_coin': ('train.html#_pay_coin', 'r3_repro/train.py'),
                                 'r3_repro.train._pay_success': ('train.html#_pay_success', 'r3_repro/train.py'),
+                                'r3_repro.train._rows': ('train.html#_rows', 'r3_repro/train.py'),
                                 'r3_repro.train.build_trainer': ('train.html#build_trainer', 'r3_repro/train.py'),
                                 'r3_repro.train.grpo_config': ('train.html#grpo_config', 'r3_repro/train.py'),
                                 'r3_repro.train.main': ('train.html#main', 'r3_repro/train.py'),
                                 'r3_repro.train.read_log': ('train.html#read_log', 'r3_repro/train.py'),
                                 'r3_repro.train.resume_point': ('train.html#resume_point', 'r3_repro/train.py'),
+                                'r3_repro.train.tidy': ('train.html#tidy', 'r3_repro/train.py'),
                                 'r3_repro.train.train': ('train.html#train', 'r3_repro/train.py'),
                                 'r3_repro.train.training_set': ('train.html#training_set', 'r3_repro/train.py')}}}

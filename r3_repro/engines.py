@@ -88,9 +88,7 @@ def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 @torch.inference_mode()
-def _generate_batch(
-    model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sampling
-) -> list[Completion]:
+def _generate_batch(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
     "Generate for one batch of prompts (token ids)."
     ends = _end_tokens(model, tokenizer)
     batch = tokenizer.pad({"input_ids": prompts}, padding=True, return_tensors="pt").to(model.device)

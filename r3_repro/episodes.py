@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from .engines import Sampling, generate, load_model, load_tokenizer, template_hash
+from .results import rules_digest
 from .runs import Run, file_hash, open_run, parse_run, timed, write_manifest, write_parquet
 from .settings import Profile, SettingsError, load_profile, model_path
 from .tasks import Problem, Task, attempt_messages, digest, get_task, reflection_messages, retry_messages
@@ -131,7 +132,7 @@ def evaluate(run: Run) -> pd.DataFrame:
             parts.append(take_through(model, tokenizer, task, problems, run.profile, mode))
     table = as_table(pd.concat(parts, ignore_index=True), run.arm, 0 if run.arm == "vanilla" else run.seed)
     write_parquet(table_file, table)
-    write_manifest(manifest_file, "episodes", run, seconds, hashes, problems=len(problems))
+    write_manifest(manifest_file, "episodes", run, seconds, hashes, problems=len(problems), verdict_rules=rules_digest())
     return table
 
 # %% ../nbs/lib/episodes.ipynb #06a5eae5

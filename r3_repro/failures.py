@@ -81,7 +81,7 @@ def draw(run: Run, problems: list[Problem], folder: Path) -> int:
             bar.set_postfix(pass_rate=f"{1 - failed / drawn:.1%}")
     return drawn
 
-
+# %% ../nbs/02_failures.ipynb #1c7ab06d
 def _draw_part(
     model: Any, tokenizer: Any, task: Task, problems: list[Problem], run: Run, sample: int, first: int
 ) -> pd.DataFrame:

@@ -52,9 +52,7 @@ def make(folder: Path) -> dict[str, int]:
 def main(argv: list[str] | None = None) -> int:
     "Make the tables and figures of every model under a root; 1 when there is none."
     parser = argparse.ArgumentParser(description="Make all tables and figures again from stored data, without torch.")
-    parser.add_argument(
-        "--root", default="results", help="folder of results, relative to the repository (default: results)"
-    )
+    parser.add_argument("--root", default="results", help="folder of results, relative to the repository (default: results)")
     parser.add_argument("--profile", default="", help="only this profile")
     args = parser.parse_args(argv)
     root = Path(args.root) if Path(args.root).is_dir() else find_home() / args.root

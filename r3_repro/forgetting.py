@@ -117,9 +117,7 @@ def as_lm(path: str, dtype: str, batch_size: int) -> Any:
 
     from r3_repro.engines import load_model, load_tokenizer
 
-    return HFLM(
-        pretrained=load_model(path, dtype), tokenizer=load_tokenizer(path), batch_size=batch_size, add_bos_token=False
-    )
+    return HFLM(pretrained=load_model(path, dtype), tokenizer=load_tokenizer(path), batch_size=batch_size, add_bos_token=False)
 
 # %% ../nbs/06_forgetting.ipynb #28ffc1cb
 def load_tasks(suite: tuple[Benchmark, ...], folder: Path) -> tuple[list[Any], Any]:

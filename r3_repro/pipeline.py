@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     a = ap.parse_args(argv)
     try:
         reproduce(open_run(a.profile, a.task, a.model, seed=a.seed, root=a.root))
-    except (SettingsError, RuntimeError) as e:
+    except (ValueError, RuntimeError) as e:
         raise SystemExit(f"r3_repro: {e}") from e
 
 

@@ -120,9 +120,7 @@ def show_p(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}" if p > 1e-99 else "<1e-99"
 
 
-def show_interval(
-    x: float, low: float = math.nan, high: float = math.nan, show: Callable[[float], str] = show_points
-) -> str:
+def show_interval(x: float, low: float = math.nan, high: float = math.nan, show: Callable[[float], str] = show_points) -> str:
     "`12.3 [10.4, 14.5]`; without the brackets where there is no interval, an en dash where there is no number."
     if x is None or math.isnan(x):
         return "–"

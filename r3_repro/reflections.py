@@ -203,7 +203,14 @@ def repetitiveness(e: pd.DataFrame, measures: tuple[str, ...] = tuple(MEASURES))
                     these = pick(e, mode, arm, seed)
                     x = measure(these, name, size)
                     d = change(base, x) if arm != "vanilla" else Interval(math.nan, math.nan, math.nan)
-                    row: dict[str, Any] = {"mode": mode, "measure": name, "length": length, "size": size, "arm": arm, "seed": seed}
+                    row: dict[str, Any] = {
+                        "mode": mode,
+                        "measure": name,
+                        "length": length,
+                        "size": size,
+                        "arm": arm,
+                        "seed": seed,
+                    }
                     row["kept"] = len(x) / len(these) if isinstance(x, dict) else 1.0
                     row |= summary(x)._asdict() | {"change": d.estimate, "change_low": d.low, "change_high": d.high}
                     rows.append(row)
@@ -312,9 +319,7 @@ def examples(
     both["problems with this end"] = both.groupby("end").problem_id.transform("size")
     shown = both.sort_values(["order", "problem_id"]).groupby("end").head(each)
     rank = {v: i for i, v in enumerate(ENDS.values())}
-    return shown.sort_values(["end", "order"], key=lambda c: c.map(rank) if c.name == "end" else c).reset_index(
-        drop=True
-    )
+    return shown.sort_values(["end", "order"], key=lambda c: c.map(rank) if c.name == "end" else c).reset_index(drop=True)
 
 # %% ../nbs/05_reflections.ipynb #c625a11c
 def clip(text: str, limit: int = 400) -> str:
@@ -338,9 +343,7 @@ def readable_lengths(t: pd.DataFrame) -> pd.DataFrame:
     one = "{:.1f}".format
     out = t[["mode", "arm", "seed", "reflections"]].copy()
     for unit in ("tokens", "words"):
-        mean, moved = (
-            [f"{unit}_{k}" for k in ks] for ks in (("mean", "low", "high"), ("change", "change_low", "change_high"))
-        )
+        mean, moved = ([f"{unit}_{k}" for k in ks] for ks in (("mean", "low", "high"), ("change", "change_low", "change_high")))
         out[f"{unit}, mean"] = [show_interval(x[0], x[1], x[2], one) for x in t[mean].to_numpy()]
         out[f"{unit}, median"] = t[f"{unit}_p50"].map(one)
         out[f"{unit}, change"] = [show_interval(x[0], x[1], x[2], "{:+.1f}".format) for x in t[moved].to_numpy()]

@@ -109,9 +109,7 @@ def four_columns(rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame
                 b |= dict(zip([name, f"{name}_low", f"{name}_high"], row[name], strict=True))
             else:
                 percent, letter = row[name]
-                a[title] = (
-                    "n/a" if letter == "not applicable" else "–" if percent is None else f"{percent:.1f} ({letter})"
-                )
+                a[title] = "n/a" if letter == "not applicable" else "–" if percent is None else f"{percent:.1f} ({letter})"
                 b |= {name: None if percent is None else percent / 100, f"{name}_confidence": letter}
         shown.append(a)
         plain.append(b)
@@ -218,7 +216,9 @@ def readable_differences(each: pd.DataFrame, over: pd.DataFrame) -> tuple[pd.Dat
     a["gained"], a["lost"] = each.gained, each.lost
     a["difference (points)"] = [show_interval(x[0], x[1], x[2], signed) for x in each[["difference", "low", "high"]].to_numpy()]
     a["exact p"] = each.p.map(show_p)
-    b["mean difference (points)"] = [show_interval(x[0], x[1], x[2], signed) for x in over[["difference", "low", "high"]].to_numpy()]
+    b["mean difference (points)"] = [
+        show_interval(x[0], x[1], x[2], signed) for x in over[["difference", "low", "high"]].to_numpy()
+    ]
     b["least to most"] = [f"{signed(x)} to {signed(y)}" for x, y in zip(over.least, over.most, strict=True)]
     b["t interval"] = [
         "–" if math.isnan(x) else f"{signed(x)} to {signed(y)}" for x, y in zip(over.t_low, over.t_high, strict=True)
@@ -256,13 +256,9 @@ def _forest(ax, place: np.ndarray, seeds: pd.DataFrame, mean: Any, arm: str) -> 
     s = arm_style(arm)
     err = 100 * np.abs([seeds.difference - seeds.low, seeds.high - seeds.difference])
     look = {"fmt": s.marker, "color": s.color, "markeredgecolor": "black", "markeredgewidth": 0.6}
-    ax.errorbar(
-        100 * seeds.difference, place[: len(seeds)], xerr=err, ecolor="#777777", elinewidth=0.9, markersize=3.2, **look
-    )
+    ax.errorbar(100 * seeds.difference, place[: len(seeds)], xerr=err, ecolor="#777777", elinewidth=0.9, markersize=3.2, **look)
     err = 100 * np.abs([[mean.difference - mean.low], [mean.high - mean.difference]])
-    ax.errorbar(
-        100 * mean.difference, place[len(seeds)], xerr=err, ecolor="black", elinewidth=1.8, markersize=6.5, **look
-    )
+    ax.errorbar(100 * mean.difference, place[len(seeds)], xerr=err, ecolor="black", elinewidth=1.8, markersize=6.5, **look)
 
 # %% ../nbs/04_results.ipynb #70e273fe
 def by_rule(episodes: pd.DataFrame, task: Task | None) -> pd.DataFrame:
@@ -521,9 +517,7 @@ def largest_gain(e: Evidence) -> Decision:
     if e.task not in claim["points"] or name != claim["models"][e.task]:
         which = claim["models"].get(e.task, "a model of the paper")
         _, text = rows_of(e, "two tries", "r3")
-        return Decision(
-            UNTESTABLE, f"the claim is about {which}; for scale, two tries here: {text or 'r3 was not run'}"
-        )
+        return Decision(UNTESTABLE, f"the claim is about {which}; for scale, two tries here: {text or 'r3 was not run'}")
     if why := too_little(e, "vanilla", "r3"):
         return Decision(UNTESTABLE, why)
     o = e.over[(e.over.comparison == "two tries") & (e.over.arm == "r3")]
@@ -541,9 +535,7 @@ def _plain(name: str) -> str:
 def beats_ten_times(e: Evidence) -> Decision:
     "C6: two tries of the trained model against two tries of a vanilla model ten times its size, on the same problems."
     large = next((v for k, v in TEN_TIMES.items() if k in _plain(e.model)), None)
-    beside = [
-        f for f in sorted(e.folder.parent.glob("*")) if large and large in _plain(f.name) and stored.has_episodes(f)
-    ]
+    beside = [f for f in sorted(e.folder.parent.glob("*")) if large and large in _plain(f.name) and stored.has_episodes(f)]
     if not beside:
         return Decision(UNTESTABLE, "no episodes of a model ten times the size of this one")
     if why := too_little(e, "r3"):
@@ -556,9 +548,7 @@ def beats_ten_times(e: Evidence) -> Decision:
         f"{r.mode} seed {r.seed}: {show_interval(r.difference, r.low, r.high, signed)} points, p={show_p(r.p)}"
         for r in t.itertuples()
     ]
-    return Decision(
-        YES if ((t.p < ALPHA) & (t.difference > 0)).all() else NO, f"against {beside[0].name}: " + "; ".join(text)
-    )
+    return Decision(YES if ((t.p < ALPHA) & (t.difference > 0)).all() else NO, f"against {beside[0].name}: " + "; ".join(text))
 
 # %% ../nbs/04_results.ipynb #07496361
 def needs_ability(e: Evidence) -> Decision:
@@ -573,13 +563,9 @@ def needs_ability(e: Evidence) -> Decision:
             t = t[(t.comparison == "two tries") & (t.arm == "r3")]
             gains = bool(((t.p < ALPHA) & (t.difference > 0)).all())
             (unable if (t.before < 0.01).all() else able).append(gains)
-            text.append(
-                f"{folder.name}: vanilla two tries {show_points(t.before.max())}%, gain {signed(t.difference.mean())}"
-            )
+            text.append(f"{folder.name}: vanilla two tries {show_points(t.before.max())}%, gain {signed(t.difference.mean())}")
     if not (able and unable):
-        return Decision(
-            UNTESTABLE, "needs a trained model that solves under 1% before training, and one that solves more"
-        )
+        return Decision(UNTESTABLE, "needs a trained model that solves under 1% before training, and one that solves more")
     return Decision(YES if any(able) and not any(unable) else NO, "; ".join(text))
 
 # %% ../nbs/04_results.ipynb #d817935d
@@ -621,9 +607,7 @@ def little_forgetting(e: Evidence) -> Decision:
         return Decision(UNTESTABLE, "no forgetting scores are stored (chapter 06)")
     found = forgetting.claim_c8(forgetting.load_results(e.folder / "forgetting"))
     known = found["verdict"] in (YES, NO)
-    return Decision(
-        found["verdict"] if known else UNTESTABLE, found["numbers"] + ("" if known else f" [{found['verdict']}]")
-    )
+    return Decision(found["verdict"] if known else UNTESTABLE, found["numbers"] + ("" if known else f" [{found['verdict']}]"))
 
 
 NUMBER_ERRORS = {"countdown": ("wrong_numbers",), "toy": ("wrong_numbers",)}
@@ -673,15 +657,13 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "C2",
         "",
-        f"Two tries of r3 above two tries of vanilla {_ALL}; and random reward, where it was run, does not "
-        "show it.",
+        f"Two tries of r3 above two tries of vanilla {_ALL}; and random reward, where it was run, does not show it.",
         gain_and_control,
     ),
     Rule(
         "C2",
         "control: random reward shows no such gain",
-        "Two tries of random_reward above two tries of vanilla with exact McNemar p < 0.01 in no seed and no "
-        "decoding mode.",
+        "Two tries of random_reward above two tries of vanilla with exact McNemar p < 0.01 in no seed and no decoding mode.",
         functools.partial(up_nowhere, comparison="two tries"),
     ),
     Rule(
@@ -809,9 +791,7 @@ def make_results(folder: str | Path) -> list[Path]:
     if len(why):
         made += save_table(readable_errors(why), t, "errors", "Error types.", why)
         made += save_figure(plot_errors(why), f, "errors")
-    made += save_figure(plot_accuracy(episodes), f, "accuracy") + save_figure(
-        plot_differences(e.each, e.over), f, "differences"
-    )
+    made += save_figure(plot_accuracy(episodes), f, "accuracy") + save_figure(plot_differences(e.each, e.over), f, "differences")
     return made + make_training(folder)
 
 

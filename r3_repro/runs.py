@@ -68,7 +68,7 @@ class Run:
         "Arm and seed: `r3-seed0`."
         return f"{self.arm}-seed{self.seed}"
 
-
+# %% ../nbs/lib/runs.ipynb #9c16d4db
 def open_run(
     profile: str = "smoke",  # section of settings.ini
     task: str = "",  # "" = the profile's own, here and below

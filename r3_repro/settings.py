@@ -96,7 +96,7 @@ class TrainingSettings(BaseModel):
     save_steps: int = Field(ge=1, description="a checkpoint every so many steps")
     sample_steps: int = Field(ge=1, description="sample conversations are stored every so many steps")
 
-
+# %% ../nbs/lib/settings.ipynb #2a7570f3
 class EvaluationSettings(BaseModel):
     "The fixed protocol."
 
@@ -108,7 +108,7 @@ class EvaluationSettings(BaseModel):
     forgetting_limit: int = Field(default=0, ge=0, description="items a task; 0 = all")
     processes: int = Field(default=1, ge=1, description="processes of `accelerate launch`")
 
-
+# %% ../nbs/lib/settings.ipynb #0e6d13c8
 class Profile(DataSettings, GenerationSettings, TrainingSettings, EvaluationSettings):
     "A named set of settings: one section of settings.ini."
 

@@ -79,11 +79,7 @@ def typed(episodes: pd.DataFrame) -> pd.DataFrame:
     "Episodes with their types and in their order: arm, seed, mode, problem; raises `ValueError` for a missing column."
     if missing := [c for c in [*TEXTS, *NUMBERS, "attempt_ok", "retry_ok"] if c not in episodes]:
         raise ValueError(f"episodes lack the columns {', '.join(missing)}: evaluate again (chapter 04)")
-    kinds = (
-        {c: "string" for c in TEXTS}
-        | {c: "Int64" for c in NUMBERS}
-        | {c: "boolean" for c in ("attempt_ok", "retry_ok")}
-    )
+    kinds = {c: "string" for c in TEXTS} | {c: "Int64" for c in NUMBERS} | {c: "boolean" for c in ("attempt_ok", "retry_ok")}
     e = episodes.reset_index(drop=True).astype(kinds)
     rank = {a: i for i, a in enumerate(arm_order(set(e.arm)))}
     order = pd.DataFrame({"arm": e.arm.map(rank), "seed": e.seed, "mode": e["mode"], "problem_id": e.problem_id})
@@ -195,9 +191,7 @@ def load_training(folder: str | Path) -> pd.DataFrame:
         rows += [{"arm": name["arm"], "seed": int(name["seed"])} | steps[s] for s in sorted(steps)]
     log = pd.DataFrame(rows)
     rank = {a: i for i, a in enumerate(arm_order(set(log.arm)))} if rows else {}
-    return (
-        log.sort_values(["arm", "seed", "step"], key=lambda c: c.map(rank) if c.name == "arm" else c) if rows else log
-    )
+    return log.sort_values(["arm", "seed", "step"], key=lambda c: c.map(rank) if c.name == "arm" else c) if rows else log
 
 # %% ../nbs/lib/stored.ipynb #3dcebff1
 PAPER_TABLES = {"countdown": "table2_countdown.csv", "apigen": "table1_apigen.csv"}

@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
             print(len(publish(run.task_dir, target)), "files published")
             make(target / run.profile.model_name)
             print((target / run.profile.model_name / "tables" / "verdicts.md").read_text())
-    except (SettingsError, RuntimeError) as e:
+    except (ValueError, RuntimeError) as e:
         raise SystemExit(f"r3_repro: {e}") from e
 
 

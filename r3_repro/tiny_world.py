@@ -28,7 +28,17 @@ from .episodes import take_through
 from .runs import file_hash, timed, versions, write_json
 from .settings import Profile, find_home, load_profile
 from .skills import SKILLS, corpus, is_right
-from .tasks import Message, Problem, Task, assistant, attempt_messages, get_task, reflection_messages, retry_messages, user
+from r3_repro.tasks import (
+    Message,
+    Problem,
+    Task,
+    assistant,
+    attempt_messages,
+    get_task,
+    reflection_messages,
+    retry_messages,
+    user,
+)
 
 # %% ../nbs/lib/tiny_world.ipynb #0c78f982
 @dataclass(frozen=True)
@@ -70,15 +80,15 @@ class Recipe:
     "All that decides the base model."
 
     seed: int = 0
-    steps: int = 2400  # optimiser steps
+    steps: int = 2000  # optimiser steps
     ability: float = 0.6  # share of the steps in phase 1
     batch: int = 128  # sequences a step
     learning_rate: float = 3e-3
     warmup: int = 100
     skills: float = 0.2  # share of sequences that teach the skills
     right_attempt: float = 0.3  # habits: share of first attempts that are right
-    hint: float = 0.5  # habits: share of reflections that are a hint
-    good_hint: float = 0.5  # habits: share of hints that begin a solution
+    hint: float = 0.35  # habits: share of reflections that are a hint
+    good_hint: float = 0.35  # habits: share of hints that begin a solution
     stray_number: float = 0.08  # habits: share of wrong attempts with a number that is not there
     hidden: int = 96
     layers: int = 3
@@ -105,9 +115,9 @@ _AIM = [
 
 
 def vague(r: random.Random) -> str:
-    "A reflection that says much and helps nothing."
-    one = f"{r.choice(_WHAT)} {r.choice(_PLAN)} {r.choice(_AIM)}"
-    return f"{r.choice(_WHAT)} {one}" if r.random() < 0.5 else f"{one} {r.choice(_PLAN)}."
+    "A reflection that says much and helps nothing; most begin with the same sentence."
+    one = f"{_WHAT[0] if r.random() < 0.7 else r.choice(_WHAT)} {r.choice(_PLAN)} {r.choice(_AIM)}"
+    return f"{one} {r.choice(_WHAT[1:])}" if r.random() < 0.5 else f"{one} {r.choice(_PLAN)}."
 
 # %% ../nbs/lib/tiny_world.ipynb #3344c2ef
 def _wrap(text: str) -> str:
@@ -135,9 +145,7 @@ def conversation(
     return [*messages, assistant(_wrap(retry.text))], [False, learn_failure, False, True, False, True]
 
 
-def _second_try(
-    r: random.Random, right: list[Expression], wrong: list[Expression], recipe: Recipe
-) -> tuple[str, Expression]:
+def _second_try(r: random.Random, right: list[Expression], wrong: list[Expression], recipe: Recipe) -> tuple[str, Expression]:
     "A reflection and the retry that follows it."
     if r.random() >= recipe.hint:
         return vague(r), r.choice(right if r.random() < recipe.right_attempt else wrong)
@@ -286,7 +294,7 @@ def behaviour(model: Any, tokenizer: Any, profile: Profile, problems: list[Probl
         }  # fmt: skip
     return out
 
-
+# %% ../nbs/lib/tiny_world.ipynb #565381b5
 def skill_accuracy(model: Any, tokenizer: Any, n: int = 200) -> dict[str, float]:
     "Share of held-out items of each skill whose greedy answer is right."
     out = {}
@@ -296,7 +304,7 @@ def skill_accuracy(model: Any, tokenizer: Any, n: int = 200) -> dict[str, float]
         out[name] = sum(is_right(i, a.text) for a, i in zip(answers, items, strict=True)) / len(items)
     return out
 
-
+# %% ../nbs/lib/tiny_world.ipynb #69e68a60
 def main(argv: list[str] | None = None) -> None:
     "Build the base that is shipped with the package, and write its recipe beside it."
     import argparse

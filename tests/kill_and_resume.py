@@ -2,8 +2,8 @@
 
     python tests/kill_and_resume.py STAGE ROOT KILLS SEED [--set KEY=VALUE ...]
 
-STAGE is `failures` or `train`. The stage runs in forked children of this process, so that the imports are paid once; SIGKILL gives a
-child no chance to tidy up. Prints one JSON object: how many kills hit a running stage, and at which progress.
+STAGE is `failures` or `train`. The stage runs in forked children of this process, so that the imports are paid once; SIGKILL
+gives a child no chance to tidy up. Prints one JSON object: how many kills hit a running stage, and at which progress.
 """
 
 import importlib

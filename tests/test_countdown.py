@@ -78,9 +78,9 @@ def judge(expression: str, nums: list[int], target: int) -> bool:
         while i < len(tokens) and tokens[i] in level:
             sign = tokens[i]
             right, i = deeper(i + 1)
-            value = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}.get(
-                sign, lambda a, b: a / b
-            )(value, right)
+            value = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}.get(sign, lambda a, b: a / b)(
+                value, right
+            )
         return value, i
 
     try:
@@ -207,9 +207,7 @@ def test_strict_agrees_with_the_judge_on_noise(text, nums, target):
 
 
 @settings(max_examples=500, deadline=None)
-@given(
-    st.one_of(st.text(), st.lists(st.sampled_from([*"35+-*/().= \n\x00×", "<answer>", "</answer>", "**"])).map("".join))
-)
+@given(st.one_of(st.text(), st.lists(st.sampled_from([*"35+-*/().= \n\x00×", "<answer>", "</answer>", "**"])).map("".join)))
 def test_no_text_raises_and_every_refusal_has_a_type(text):
     for rule in RULES:
         for message_ in (text, f"<answer>{text}</answer>"):

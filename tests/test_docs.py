@@ -63,15 +63,21 @@ def test_a_link_to_nothing_fails(tmp_path: Path) -> None:
         stage.turn_links("see [this](no_such.ipynb)", "nbs", pages.turn("index.ipynb"))
 
 
+def test_a_table_of_the_results_becomes_a_page(tmp_path: Path) -> None:
+    "Sphinx would otherwise warn of a document that no contents list, as soon as results are committed."
+    pages = build.Pages(tmp_path / "staged")
+    file = tmp_path / "verdicts.md"
+    file.write_text("| claim |\n| --- |\n| C1 |\n")
+    assert pages.keep(file, "results/verdicts.md") == "files/results/verdicts.md"
+    staged = (tmp_path / "staged/files/results/verdicts.md").read_text()
+    assert staged.startswith("---\norphan: true\n---") and staged.endswith(file.read_text())
+
+
 def test_links_in_code_are_left_alone() -> None:
     seen = []
-    turned = stage.turn_links(
-        "a [b](c.ipynb#D)\n\n```\n[x](y)\n```\n", "nbs/lib", lambda *link: seen.append(link) or "!"
-    )
+    turned = stage.turn_links("a [b](c.ipynb#D)\n\n```\n[x](y)\n```\n", "nbs/lib", lambda *link: seen.append(link) or "!")
     assert turned == "a [b](!)\n\n```\n[x](y)\n```\n" and seen == [("b", "nbs/lib/c.ipynb", "D")]
-    assert stage.turn_links("[a](https://x.org/y) ![i](../f.png)", "nbs", lambda label, path, anchor: path).endswith(
-        "(f.png)"
-    )
+    assert stage.turn_links("[a](https://x.org/y) ![i](../f.png)", "nbs", lambda label, path, anchor: path).endswith("(f.png)")
 
 
 def test_progress_bars_and_machine_paths_do_not_reach_a_page() -> None:

@@ -49,9 +49,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "A copy of what nbdev reads and writes, so that the working tree stays as it is."
     folder = tmp_path_factory.mktemp("copy")
     shutil.copytree(REPOSITORY / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    shutil.copytree(
-        REPOSITORY / "r3_repro", folder / "r3_repro", ignore=shutil.ignore_patterns("__pycache__", "assets")
-    )
+    shutil.copytree(REPOSITORY / "r3_repro", folder / "r3_repro", ignore=shutil.ignore_patterns("__pycache__", "assets"))
     shutil.copyfile(REPOSITORY / "pyproject.toml", folder / "pyproject.toml")
     return folder
 
@@ -147,9 +145,7 @@ def too_long(cell: Cell) -> list[str]:
     if len(found) > 1 and lines_of_code(cell) > LIMIT:
         out.append(f"cell of {lines_of_code(cell)} lines with {', '.join(n.name for n in found)}")
     functions = [n for top in found for n in ast.walk(top) if isinstance(n, ast.FunctionDef)]
-    return out + [
-        f"{n.name}: {n.end_lineno - n.lineno + 1} lines" for n in functions if n.end_lineno - n.lineno >= LIMIT
-    ]
+    return out + [f"{n.name}: {n.end_lineno - n.lineno + 1} lines" for n in functions if n.end_lineno - n.lineno >= LIMIT]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=names)
@@ -242,6 +238,4 @@ def test_no_tracked_file_names_a_machine() -> None:
 def test_tracked_files_are_small() -> None:
     "Weights of the tiny base may be 3 MB; nothing else needs half of it."
     large = {str(f.relative_to(REPOSITORY)): f.stat().st_size for f in tracked() if f.stat().st_size > 1_500_000}
-    assert all(name.endswith("tiny-base/model.safetensors") and size <= 3_000_000 for name, size in large.items()), (
-        large
-    )
+    assert all(name.endswith("tiny-base/model.safetensors") and size <= 3_000_000 for name, size in large.items()), large

@@ -6,12 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from r3_repro.pipeline import check_parameters, run_chapter
+from r3_repro.pipeline import check_parameters, preflight
 from r3_repro.runs import open_run
 from r3_repro.settings import SettingsError
 
@@ -88,16 +89,23 @@ def reproduced(elsewhere: Path) -> Path:
 
 
 def stamps(folder: Path) -> dict[str, int]:
-    kept = ("*.safetensors", "attempts/*.parquet", "episodes/*.parquet", "log.jsonl", "failures.parquet")
+    kept = ("*.safetensors", "*.parquet", "training/*/log.jsonl", "forgetting/*.json", "*manifest.json")
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for k in kept for p in folder.rglob(k)}
 
 
-def test_the_pipeline_runs_and_a_second_run_trains_nothing(reproduced: Path, elsewhere: Path) -> None:
-    first = stamps(reproduced)
-    assert any(k.endswith("model.safetensors") for k in first) and any("attempts" in k for k in first)
-    done = pipeline(elsewhere)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    assert stamps(reproduced) == first
+def test_a_second_run_makes_nothing_anew(reproduced: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "The stages that the chapters start, once more: no weights, attempts, episodes or log lines are written again."
+    from r3_repro import datasets, episodes, failures, forgetting, train
+
+    for key, value in environment(elsewhere).items():
+        monkeypatch.setenv(key, value)
+    first = stamps(elsewhere)
+    assert {Path(k).name for k in first} >= {"model.safetensors", "failures.parquet", "log.jsonl", "vanilla.json"}
+    common = ["--profile", "smoke", "--root", str(elsewhere)]
+    for stage, arm in [(datasets, "r3"), (failures, "r3"), (train, "r3"), (episodes, "vanilla"), (episodes, "r3")]:
+        stage.main([*common, "--arm", arm])
+    forgetting.main(common)
+    assert stamps(elsewhere) == first
 
 
 def test_the_pipeline_leaves_every_chapter_executed(reproduced: Path) -> None:
@@ -136,17 +144,13 @@ def test_every_result_has_its_manifest(reproduced: Path) -> None:
 def test_plain_papermill_from_another_folder(chapter: str, reproduced: Path, elsewhere: Path) -> None:
     "As in the README: the notebook finds the repository, the settings and what is stored by itself."
     source = REPOSITORY / "nbs" / f"{chapter}.ipynb"
+    before = stamps(elsewhere)
     args = [str(source), "out.ipynb", "-p", "profile", "smoke", "-k", "python3", "--no-progress-bar"]
     done = command("papermill", *args, cwd=elsewhere, env=environment(elsewhere))
     assert done.returncode == 0, done.stderr[-6000:]
     out = nbformat.read(elsewhere / "out.ipynb", 4)
     assert any("injected-parameters" in c.metadata.get("tags", []) for c in out.cells)
-
-
-def test_chapters_03_to_06_run_from_the_run_tree_alone(reproduced: Path, elsewhere: Path, tmp_path: Path) -> None:
-    "05 reads what is stored; here with another working folder and with the seed that is there."
-    run = open_run("smoke", root=str(elsewhere))
-    assert run_chapter("05_reflections", run, {"profile": "smoke", "root": str(elsewhere)}, tmp_path).is_file()
+    assert stamps(elsewhere) == before, "what the pipeline had made was made again"
 
 
 # ── Mistakes ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -183,19 +187,25 @@ def test_a_wrong_run_is_refused_before_anything_is_written(args: list[str], said
 
 def own_task() -> str:
     "The example of the front page."
-    found = [
-        c.source for c in nbformat.read(REPOSITORY / "nbs/index.ipynb", 4).cells if c.source.startswith("# sorting.py")
-    ]
+    found = [c.source for c in nbformat.read(REPOSITORY / "nbs/index.ipynb", 4).cells if c.source.startswith("# sorting.py")]
     assert len(found) == 1
     return found[0]
 
 
-def test_the_example_task_goes_through_every_stage(tmp_path: Path) -> None:
-    "The code of the README, saved as a file, mined, trained and evaluated with nothing else written."
+def test_the_example_task_goes_through_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "The code of the README, saved as a file, mined, trained, evaluated and drawn with nothing else written."
+    from r3_repro import datasets, episodes, failures, figures, train
+
     (tmp_path / "sorting.py").write_text(own_task())
     assert len(own_task().splitlines()) < 60
-    done = pipeline(tmp_path, "--task", "sorting:TASK", PYTHONPATH=str(tmp_path))
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    folder = tmp_path / "smoke" / "sorting.TASK" / "tiny-base"
-    assert (folder / "training/r3-seed0/model/model.safetensors").is_file()
-    assert "task sorting" in (folder / "tables/verdicts.md").read_text()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = open_run("smoke", task="sorting:TASK", root=str(tmp_path))
+    preflight(run)
+    datasets.prepare(run)
+    assert len(failures.mine(run)) == run.profile.max_failures
+    assert (train.train(run) / "model.safetensors").is_file()
+    for arm in ("vanilla", "r3"):
+        assert len(episodes.evaluate(replace(run, arm=arm))) == run.profile.test_size * len(run.profile.modes)
+    figures.make(run.model_dir)
+    assert run.model_dir == tmp_path / "smoke" / "sorting.TASK" / "tiny-base"
+    assert "task sorting" in (run.model_dir / "tables/verdicts.md").read_text()

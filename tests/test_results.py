@@ -62,9 +62,7 @@ def store(root: Path, table: pd.DataFrame) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(folder)): p.read_bytes() for k in ("tables", "figures") for p in sorted(folder.glob(f"{k}/*"))
-    }
+    return {str(p.relative_to(folder)): p.read_bytes() for k in ("tables", "figures") for p in sorted(folder.glob(f"{k}/*"))}
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +103,7 @@ def test_tables_do_not_name_the_machine(made: Path) -> None:
 def test_no_torch_is_needed(tmp_path: Path) -> None:
     "The whole command runs in a process in which torch, transformers, trl and lm_eval cannot be imported."
     store(tmp_path, episodes(problems=30, seeds=1))
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path)], capture_output=True, text=True, cwd=REPOSITORY
-    )
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, str(tmp_path)], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0 and "tables: " in done.stdout, done.stderr
 
 
@@ -171,21 +167,15 @@ def test_unpaired_episodes_are_refused(tmp_path: Path, break_it: str) -> None:
 
 def fact_rows(heading: str) -> list[list[str]]:
     section = FACTS.read_text().split(heading)[1].split("\n## ")[0]
-    return [[c.strip() for c in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")][
-        2:
-    ]
+    return [[c.strip() for c in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")][2:]
 
 
-@pytest.mark.parametrize(
-    ("heading", "file"), [("## Table 1", "table1_apigen.csv"), ("## Table 2", "table2_countdown.csv")]
-)
+@pytest.mark.parametrize(("heading", "file"), [("## Table 1", "table1_apigen.csv"), ("## Table 2", "table2_countdown.csv")])
 def test_published_cells_are_those_of_the_fact_sheet(heading: str, file: str) -> None:
     if not FACTS.is_file():
         pytest.skip(f"skipped: the comparison of {file} with the fact sheet, which is not at {FACTS}")
     with open(PUBLISHED / file, newline="") as f:
-        ours = {
-            (r["model"], r["column"]): (r["accuracy_percent"], r["confidence"], r["status"]) for r in csv.DictReader(f)
-        }
+        ours = {(r["model"], r["column"]): (r["accuracy_percent"], r["confidence"], r["status"]) for r in csv.DictReader(f)}
     rows = fact_rows(heading)
     assert len(ours) == 4 * len(rows)
     for model, *cells in rows:
