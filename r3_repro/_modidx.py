@@ -114,6 +114,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'r3_repro.forgetting.suite_of': ('forgetting.html#suite_of', 'r3_repro/forgetting.py')},
             'r3_repro.pipeline': { 'r3_repro.pipeline.chapters': ('lib/pipeline.html#chapters', 'r3_repro/pipeline.py'),
                                    'r3_repro.pipeline.check_parameters': ('lib/pipeline.html#check_parameters', 'r3_repro/pipeline.py'),
+                                   'r3_repro.pipeline.fingerprint': ('lib/pipeline.html#fingerprint', 'r3_repro/pipeline.py'),
                                    'r3_repro.pipeline.main': ('lib/pipeline.html#main', 'r3_repro/pipeline.py'),
                                    'r3_repro.pipeline.preflight': ('lib/pipeline.html#preflight', 'r3_repro/pipeline.py'),
                                    'r3_repro.pipeline.reproduce': ('lib/pipeline.html#reproduce', 'r3_repro/pipeline.py'),

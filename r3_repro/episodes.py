@@ -13,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 
-from .engines import Sampling, generate, load_model, load_tokenizer, template_hash
 from .results import rules_digest
 from .runs import Run, file_hash, open_run, parse_run, timed, write_manifest, write_parquet
 from .settings import Profile, SettingsError, load_profile, model_path
@@ -29,8 +28,10 @@ COLUMNS = [
 "Columns of an episode table; the reflection and retry columns are null where the first attempt was right."
 
 
-def samplings(profile: Profile, mode: str) -> tuple[Sampling, Sampling]:
+def samplings(profile: Profile, mode: str) -> tuple[Any, Any]:
     "How answers and reflections are generated in a mode: (attempt and retry, reflection)."
+    from r3_repro.engines import Sampling
+
     how: dict[str, Any] = {"greedy": mode == "greedy", "temperature": profile.temperature, "top_p": profile.top_p}
     return Sampling(profile.max_answer_tokens, **how), Sampling(profile.max_reflection_tokens, **how)
 
@@ -44,10 +45,12 @@ def take_through(
     mode: str,  # "greedy" or "sampled"
 ) -> pd.DataFrame:
     "Take each problem through attempt [, reflection, retry]; a row a problem with the columns from `problem_id` on."
+    from r3_repro.engines import generate
+
     answer, reflect = samplings(profile, mode)
     options = {"batch_size": profile.generation_batch}
 
-    def step(name: str, asked: list, sampling: Sampling) -> list:
+    def step(name: str, asked: list, sampling: Any) -> list:
         seed = int(digest([profile.eval_seed, mode, name], 8), 16)
         return generate(model, tokenizer, asked, sampling, seed, progress=f"{mode} {name}", **options)
 
@@ -124,6 +127,8 @@ def evaluate(run: Run) -> pd.DataFrame:
         known = json.loads(manifest_file.read_text())["hashes"]
         if hashes.items() <= known.items():
             return pd.read_parquet(table_file)
+    from r3_repro.engines import load_model, load_tokenizer, template_hash
+
     tokenizer, model = load_tokenizer(path), load_model(path, run.profile.dtype)
     hashes["chat_template"] = template_hash(tokenizer)
     parts = []
