@@ -54,15 +54,15 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.base: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) --editable .
+	$(PIP) -q --editable .
 	touch $@
 
 $(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing (some minutes the first time)"
-	$(PIP) --editable ".[core]"
+	$(PIP) -q --editable ".[core]"
 	touch $@ $(VENV)/.base
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing (some minutes the first time)"
-	$(PIP) --editable ".[dev]"
+	$(PIP) -q --editable ".[dev]"
 	touch $@ $(VENV)/.core $(VENV)/.base

@@ -30,16 +30,19 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
-def load_model(path: str, dtype: str = "float32") -> Any:
-    "The causal language model at a folder or hub name, on the GPU if there is one, with neutral generation defaults."
+def load_model(
+    path: str,
+    dtype: str = "float32",
+    device: Any = None,  # default: the GPU if there is one
+) -> Any:
+    "The causal language model at a folder or hub name, with neutral generation defaults."
     hf_logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True)
     own = model.generation_config
     model.generation_config = GenerationConfig(
         bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
     )
-    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval()
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 # %% ../nbs/lib/engines.ipynb #167b26d5
 def render(tokenizer: Any, messages: list[Message]) -> list[int]:

@@ -263,7 +263,7 @@ def build_trainer(run: Run, failures: pd.DataFrame) -> R3Trainer:
     if run.arm not in ARMS:
         raise SettingsError(f"unknown arm {run.arm!r}: one of {', '.join(ARMS)}")
     path, task = model_path(run.profile), get_task(run.profile.task)
-    tokenizer, model = load_tokenizer(path), load_model(path, run.profile.dtype)
+    tokenizer, model = load_tokenizer(path), load_model(path, "float32", device="cpu")
     data = training_set(failures, task, run.profile, run.seed)
     _check_context(model, tokenizer, data, run.profile)
     run.training.mkdir(parents=True, exist_ok=True)
