@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from .pipeline import preflight, shown_progress
+from .pipeline import preflight, shown_progress, verdict_lines
 from .runs import Run, evaluate_all, launch, open_run
 from .settings import SettingsError, find_home
 
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
 
             print(len(publish(run.task_dir, target)), "files published")
             make(target / run.profile.model_name)
-            print((target / run.profile.model_name / "tables" / "verdicts.md").read_text())
+            print(verdict_lines(target / run.profile.model_name / "tables"))
     except (ValueError, RuntimeError) as e:
         raise SystemExit(f"r3_repro: {e}") from e
 

@@ -43,7 +43,7 @@ def killed(pid: int, stage: str, root: Path, rng: random.Random) -> int | None:
         if os.waitpid(pid, os.WNOHANG)[0] or time.monotonic() > give_up:
             return None
         time.sleep(0.005)
-    time.sleep(rng.uniform(0, 0.3))
+    time.sleep(rng.uniform(0, 0.25))
     os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     return progress(stage, root) if os.WIFSIGNALED(status) else None

@@ -16,8 +16,8 @@ from r3_repro.settings import SettingsError
 
 HERE = Path(__file__).parent
 KILLS = 5
-MINING = ["--set", "train_size=60", "--set", "generation_batch=8", "--set", "attempts_per_problem=3"]
-TRAINING = ["--set", "steps=21", "--set", "save_steps=3", "--set", "train_size=64"]
+MINING = ["--set", "train_size=320", "--set", "generation_batch=8", "--set", "attempts_per_problem=3"]
+TRAINING = ["--set", "steps=30", "--set", "save_steps=3", "--set", "train_size=64"]
 
 
 def kill_and_resume(stage: str, root: Path, kills: int, more: list[str]) -> dict:
@@ -39,7 +39,7 @@ def test_mining_killed_five_times_draws_the_same_attempts(tmp_path):
     for root in ("plain", "cut"):
         folder = tmp_path / root / "smoke/countdown/tiny-base/failures"
         attempts = read_attempts(folder / "attempts")
-        assert len(attempts) == 60 * 3 and not attempts.duplicated(["problem_id", "sample"]).any()
+        assert len(attempts) == 320 * 3 and not attempts.duplicated(["problem_id", "sample"]).any()
         stored.append((attempts, pd.read_parquet(folder / "failures.parquet")))
     assert stored[0][0].equals(stored[1][0]) and stored[0][1].equals(stored[1][1])
 
@@ -54,7 +54,7 @@ def test_training_killed_five_times_ends_with_the_same_weights(tmp_path):
     for root in ("plain", "cut"):
         folder = tmp_path / root / "smoke/countdown/tiny-base/training/r3-seed0"
         log = pd.read_json(folder / "log.jsonl", lines=True)
-        assert log.step.tolist() == list(range(1, 22))  # no step lost, none twice
+        assert log.step.tolist() == list(range(1, 31))  # no step lost, none twice
         samples = (folder / "samples.jsonl").read_text()
         weights = (folder / "model/model.safetensors").read_bytes()
         ends.append((log.drop(columns=[c for c in log if c.startswith("seconds_")]), samples, weights))
