@@ -45,7 +45,7 @@ export: $(VENV)/.dev
 	$(BIN)/nbdev-clean
 
 clean:
-	rm -rf runs _site .pytest_cache .ruff_cache .mypy_cache
+	rm -rf runs/* _site .pytest_cache .ruff_cache .mypy_cache
 
 # One environment that grows: base (stored results to figures), core (mine, train, evaluate), dev (tests, docs).
 $(VENV)/bin/python:
