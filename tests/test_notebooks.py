@@ -82,7 +82,7 @@ def reproduced(elsewhere: Path) -> Path:
     "All chapters through the pipeline, from another folder than the repository's."
     done = pipeline(elsewhere)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    assert "| C2 |" in done.stdout and "everything done" in done.stdout
+    assert "\nC2  training lifts accuracy" in done.stdout and "everything done" in done.stdout
     assert re.search(r"\[1/\d\] 01_datasets: done in \d+ s", done.stderr)
     assert "train r3-seed0" in done.stderr, "the training's progress bar did not reach the terminal"
     return elsewhere / "smoke" / "countdown" / "tiny-base"
@@ -91,6 +91,15 @@ def reproduced(elsewhere: Path) -> Path:
 def stamps(folder: Path) -> dict[str, int]:
     kept = ("*.safetensors", "*.parquet", "training/*/log.jsonl", "forgetting/*.json", "*manifest.json")
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for k in kept for p in folder.rglob(k)}
+
+
+def test_a_finished_reproduction_is_recognised(elsewhere: Path, reproduced: Path) -> None:
+    executed = sorted(reproduced.glob("notebooks/*.ipynb"))
+    before = {f: f.stat().st_mtime_ns for f in executed}
+    again = pipeline(elsewhere)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "everything was done already" in again.stdout and "\nC2  training lifts accuracy" in again.stdout
+    assert executed and {f: f.stat().st_mtime_ns for f in executed} == before
 
 
 def test_a_second_run_makes_nothing_anew(reproduced: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
