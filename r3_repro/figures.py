@@ -28,6 +28,8 @@ def _made_by(path: str) -> Callable[[Path], None]:
 
 
 CHAPTERS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "01 datasets": ("../dataset/summary.json", _made_by("r3_repro.datasets:make_datasets")),
+    "02 failures": ("failures/summary.json", _made_by("r3_repro.failures:make_failures")),
     "04 results": ("episodes/vanilla.parquet", _made_by("r3_repro.results:make_results")),
     "05 reflections": ("episodes/vanilla.parquet", _made_by("r3_repro.reflections:make_reflections")),
     "06 forgetting": ("forgetting/vanilla.json", _forgetting),
@@ -38,7 +40,9 @@ CHAPTERS: dict[str, tuple[str, Callable[[Path], None]]] = {
 def model_folders(root: Path) -> list[Path]:
     "Folders of models under a root, `<profile>/<task>/<model>`, that hold episodes or forgetting scores."
     found = [p for p in root.glob("*/*/*") if p.is_dir()]
-    return sorted(p for p in found if any((p / need).is_file() for need, _ in CHAPTERS.values()))
+    return sorted(
+        p for p in found if any((p / need).is_file() for need in ("episodes/vanilla.parquet", "forgetting/vanilla.json"))
+    )
 
 
 def make(folder: Path) -> dict[str, int]:
