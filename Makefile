@@ -1,7 +1,7 @@
 # make reproduce   the whole pipeline on the embedded tiny world (a CPU, minutes); PROFILE= TASK= MODEL= SEED= choose another run
 # make test        all tests
 # make figures     every table and figure again from results/ alone (installs no torch)
-# make study       the committed results: all arms and seeds of PROFILE, then publish to results/
+# make study       the committed results: all arms and seeds of PROFILE, then publish to results/; TRANSFER=1: also what other tasks trained
 # make docs        the docs site in _site/, with executed notebooks
 # make lint        formatting, linting, types
 
@@ -30,7 +30,7 @@ figures: $(VENV)/.base
 	$(BIN)/python -m r3_repro.figures --root results
 
 study: $(VENV)/.core
-	$(BIN)/python -m r3_repro.study --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seeds $(SEEDS)
+	$(BIN)/python -m r3_repro.study --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seeds $(SEEDS) $(if $(TRANSFER),--transfer)
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/build.py

@@ -13,6 +13,7 @@ import ast
 import hashlib
 import os
 import posixpath
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import nbformat
 from stage import HOME, notebooks, slug, stage, title_of
@@ -166,11 +168,15 @@ class Pages:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
-    def notebook(self, source: Path, executed: Path) -> None:
-        "Stage one notebook."
+    def notebook(self, source: Path, executed: Path, profile: str = "smoke") -> None:
+        "Stage one notebook; a chapter that shows a run of its own says of which profile."
         page = str(source.relative_to(HOME / "nbs"))
         folder = str(source.parent.relative_to(HOME))
         staged = stage(nbformat.read(executed, 4), folder, self.turn(page))
+        if source.stem[:2] in ("01", "02", "03"):
+            text = f"The outputs on this page are those of the profile `{profile}`. The committed study is in"
+            note = f":::{{note}}\n{text} [chapter 04](04_results.ipynb).\n:::"
+            staged.cells.insert(1, nbformat.v4.new_markdown_cell(note))
         if page == "index.ipynb":
             staged.cells.append(nbformat.v4.new_markdown_cell(contents()))
         self.write(page, nbformat.writes(staged))
@@ -247,11 +253,11 @@ def test_page(file: Path) -> str:
     return "\n".join(out + ([f"```python\n{rest}\n```"] if rest else [])) + "\n"
 
 
-def stage_all(folder: Path, executed: dict[Path, Path]) -> Pages:
+def stage_all(folder: Path, executed: dict[Path, Path], profile: str = "smoke") -> Pages:
     "Stage notebooks, modules and tests."
     pages = Pages(folder)
     for source, copy in executed.items():
-        pages.notebook(source, copy)
+        pages.notebook(source, copy, profile)
     pages.write("modules.md", modules_page())
     tests = sorted((HOME / "tests").glob("test_*.py"))
     for file in tests:
@@ -287,6 +293,17 @@ def vendor_mathjax(folder: Path) -> bool:
     return True
 
 
+def broken_links(site: Path) -> int:
+    "Print links of the site that lead to no file of it; 1 if there are any."
+    dead = []
+    for page in site.rglob("*.html"):
+        for target in re.findall(r'(?:href|src)="([^"#?]+)', page.read_text()):
+            if not re.match(r"[a-z]+:|//", target) and not (page.parent / unquote(target)).exists():
+                dead.append(f"{page.relative_to(site)} links to {target}, which is not there")
+    print("\n".join(f"WARNING: {d}" for d in dead), file=sys.stderr, end="\n" if dead else "")
+    return 1 if dead else 0
+
+
 def build(out: Path, execute_pages: bool = True, profile: str = "smoke", mathjax: bool = True) -> int:
     "Build the site into `out`; returns Sphinx's exit code, in which a warning is an error."
     from sphinx.cmd.build import main as sphinx
@@ -300,11 +317,13 @@ def build(out: Path, execute_pages: bool = True, profile: str = "smoke", mathjax
         executed = {nb: execute(nb, home, profile) for nb in sources}
     with tempfile.TemporaryDirectory() as scratch:
         pages, html = Path(scratch) / "pages", Path(scratch) / "built" / "html"
-        stage_all(pages, executed)
+        stage_all(pages, executed, profile)
         local = mathjax and vendor_mathjax(html / "_static" / "mathjax")
         os.environ["R3_MATHJAX"] = "1" if local else "0"
         strict = ["-q", "-E", "-W", "--keep-going", "-b", "html", "-d", f"{scratch}/trees"]
         code = sphinx([*strict, "-c", str(Path(__file__).parent), str(pages), str(html)])
+        shutil.copytree(pages / "files", html / "files", ignore=shutil.ignore_patterns("*.md"), dirs_exist_ok=True)
+        code = code or broken_links(html)
         if (out / ".buildinfo").is_file():  # an older site; nothing else is ever removed
             shutil.rmtree(out)
         shutil.copytree(html, out, dirs_exist_ok=True)

@@ -38,7 +38,11 @@ def turn_links(
             return m[0]
         path, _, anchor = target.partition("#")
         path = posixpath.normpath(posixpath.join(folder, path)) if path else ""
-        return f"{image}[{label}]({turn(label, path, anchor)})"
+        to = turn(label, path, anchor)
+        if not image and "files/" in to and not to.endswith(".md"):  # MyST would make a download of it
+            shown = re.sub("`([^`]*)`", r"<code>\1</code>", label)
+            return f'<a href="{to}">{shown}</a>'
+        return f"{image}[{label}]({to})"
 
     fences = re.split(r"(^```.*?^```$)", text, flags=re.M | re.S)
     return "".join(part if part.startswith("```") else LINK.sub(one, part) for part in fences)
@@ -102,7 +106,8 @@ def stage_cell(cell: Any, folder: str, turn: Turn) -> Any | None:
         cell.outputs = [o for o in cell.outputs if o.output_type != "execute_result"]
     for out in cell.outputs:
         if "text/markdown" in out.get("data", {}):
-            out.data["text/markdown"] = turn_links(out.data["text/markdown"], folder, turn)
+            turned = turn_links(out.data["text/markdown"], folder, turn)
+            out.data["text/markdown"] = re.sub(r"(\]\([^)#:]+)\.(?:md|ipynb)\b", r"\1.html", turned)  # MyST leaves these alone
     cell.metadata = {"tags": sorted(tags)}
     return cell
 

@@ -16,17 +16,22 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as hf_logging
 
+from .prompts import shown
 from .settings import Profile, SettingsError, load_profile, model_path
 from .tasks import Message, assistant, digest, user
 
 # %% ../nbs/lib/engines.ipynb #f43145bd
-def load_tokenizer(path: str) -> Any:
+def load_tokenizer(
+    path: str,
+    tool_format: str = "auto",  # how tools are shown to the model: see `prompts`
+) -> Any:
     "The tokenizer at a folder or hub name, padding on the left; raises `SettingsError` if it has no chat template."
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     if not tokenizer.chat_template:
         raise SettingsError(f"model {path!r} has no chat template: use an instruction-tuned model, or add one to its tokenizer")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.tool_format = tool_format
     return tokenizer
 
 
@@ -47,7 +52,8 @@ def load_model(
 # %% ../nbs/lib/engines.ipynb #167b26d5
 def render(tokenizer: Any, messages: list[Message]) -> list[int]:
     "Token ids of a conversation up to where the assistant's next message begins; raises `ValueError` on a doubled BOS."
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    messages, more = shown(tokenizer, messages)
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False, **more)
     if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
         raise ValueError(f"the chat template of {tokenizer.name_or_path} and its tokenizer both write {tokenizer.bos_token!r}")
     return ids

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PIECE', 'WORD', 'Interval', 'wilson', 'McNemar', 'paired', 'mcnemar', 'paired_correlation', 'paired_difference',
-           'OverSeeds', 'over_seeds', 'resample_counts', 'crossed_bootstrap', 'difference_bootstrap', 'mean_bootstrap',
-           'words', 'ngrams', 'rarefied', 'distinct', 'compression_ratio', 'compression_ratio_at', 'blocks_of',
-           'jackknife']
+           'OverSeeds', 'over_seeds', 'resample_counts', 'crossed_bootstrap', 'crossed_interval',
+           'difference_bootstrap', 'mean_bootstrap', 'words', 'ngrams', 'rarefied', 'distinct', 'compression_ratio',
+           'compression_ratio_at', 'blocks_of', 'jackknife']
 
 # %% ../nbs/lib/stats.ipynb #05301cc4
 import math
@@ -52,7 +52,10 @@ class McNemar:
     p: float  # two-sided exact p value
 
 
-def paired(before: Iterable, after: Iterable) -> tuple[np.ndarray, np.ndarray]:
+def paired(
+    before: Iterable,  # yes/no outcomes, one a problem
+    after: Iterable,  # the other outcomes, same problems, same order
+) -> tuple[np.ndarray, np.ndarray]:
     "Both outcomes as boolean arrays; an error unless they are of equal length and free of missing values."
     a, b = np.asarray(list(before)), np.asarray(list(after))
     if a.shape != b.shape or a.ndim != 1:
@@ -61,8 +64,11 @@ def paired(before: Iterable, after: Iterable) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("paired outcomes must be booleans without missing values")
     return a.astype(bool), b.astype(bool)
 
-
-def mcnemar(before: Iterable[bool], after: Iterable[bool]) -> McNemar:
+# %% ../nbs/lib/stats.ipynb #19b11c8d
+def mcnemar(
+    before: Iterable[bool],  # yes/no outcomes, one a problem
+    after: Iterable[bool],  # the other outcomes, same problems, same order
+) -> McNemar:
     "Exact two-sided McNemar test that `after` is as often right as `before`; p is 1 when the two never differ."
     a, b = paired(before, after)
     gained, lost = int((~a & b).sum()), int((a & ~b).sum())
@@ -70,7 +76,12 @@ def mcnemar(before: Iterable[bool], after: Iterable[bool]) -> McNemar:
     return McNemar(gained, lost, p)
 
 # %% ../nbs/lib/stats.ipynb #564d03ca
-def paired_correlation(both: int, gained: int, lost: int, neither: int) -> float:
+def paired_correlation(
+    both: int,  # problems right before and after
+    gained: int,  # wrong before, right after
+    lost: int,  # right before, wrong after
+    neither: int,  # wrong before and after
+) -> float:
     "Newcombe's continuity-corrected phi coefficient of a 2x2 table of paired outcomes."
     margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
     if margins == 0:
@@ -110,7 +121,10 @@ class OverSeeds:
     most: float
 
 
-def over_seeds(values: Sequence[float], level: float = 0.95) -> OverSeeds:
+def over_seeds(
+    values: Sequence[float],  # one number a seed
+    level: float = 0.95,  # confidence level
+) -> OverSeeds:
     "Mean, t interval and range of one number a seed; the interval is `nan` with a single seed."
     v = np.asarray(list(values), dtype=float)
     if len(v) == 0:
@@ -125,7 +139,11 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> OverSeeds:
 PIECE = 250  # resamples drawn at once, to bound memory
 
 
-def resample_counts(rng: np.random.Generator, n: int, times: int) -> np.ndarray:
+def resample_counts(
+    rng: np.random.Generator,  # source of randomness
+    n: int,  # units, and draws in each resample
+    times: int,  # resamples
+) -> np.ndarray:
     "How often each of `n` units is drawn in `times` resamples of size `n`, shape (times, n)."
     drawn = rng.integers(0, n, (times, n)) + n * np.arange(times)[:, None]
     return np.bincount(drawn.ravel(), minlength=n * times).reshape(times, n)
@@ -149,13 +167,26 @@ def crossed_bootstrap(
     low, high = np.quantile(np.concatenate(draws), [0.5 - level / 2, 0.5 + level / 2])
     return Interval(float(m.mean()), float(low), float(high))
 
+# %% ../nbs/lib/stats.ipynb #def00962
+def crossed_interval(
+    outcomes: np.ndarray,  # seeds x problems, numbers or booleans
+    level: float = 0.95,  # confidence level
+    times: int = 2000,  # resamples of the bootstrap
+    seed: int = 0,  # of the random generator
+) -> Interval:
+    "Mean over seeds and problems, with the farther ends of bootstrap and t interval over seeds; one seed: the bootstrap."
+    m = np.asarray(outcomes, dtype=float)
+    boot = crossed_bootstrap(m, level, times, seed)
+    over = over_seeds(m.mean(axis=1), level)
+    return Interval(boot.estimate, float(np.fmin(boot.low, over.low)), float(np.fmax(boot.high, over.high)))
+
 # %% ../nbs/lib/stats.ipynb #e265f3e7
 def difference_bootstrap(
     before: dict[str, float],  # problem -> number, for the one group
     after: dict[str, float],  # problem -> number, for the other
-    level: float = 0.95,
-    times: int = 2000,
-    seed: int = 0,
+    level: float = 0.95,  # confidence level
+    times: int = 2000,  # resamples
+    seed: int = 0,  # of the random generator
 ) -> Interval:
     "Mean of `after` minus mean of `before`, resampling problems jointly; `nan` where a group is empty."
     if not before or not after:
@@ -173,8 +204,13 @@ def difference_bootstrap(
     means = values.sum(axis=0) / there.sum(axis=0)
     return Interval(float(means[1] - means[0]), float(low), float(high))
 
-
-def mean_bootstrap(values: Sequence[float], level: float = 0.95, times: int = 2000, seed: int = 0) -> Interval:
+# %% ../nbs/lib/stats.ipynb #1fbacd56
+def mean_bootstrap(
+    values: Sequence[float],  # one number a problem
+    level: float = 0.95,  # confidence level
+    times: int = 2000,  # resamples
+    seed: int = 0,  # of the random generator
+) -> Interval:
     "Mean with a percentile bootstrap interval; `nan` without values."
     v = np.asarray(list(values), dtype=float)
     return crossed_bootstrap(v[None], level, times, seed) if len(v) else Interval(math.nan, math.nan, math.nan)
@@ -183,18 +219,26 @@ def mean_bootstrap(values: Sequence[float], level: float = 0.95, times: int = 20
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
-def words(text: str) -> list[str]:
+def words(
+    text: str,  # any text
+) -> list[str]:
     "Words of a text: runs of letters, digits and `_`, or single other visible characters, lower-cased."
     return WORD.findall(text.lower())
 
 
-def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+def ngrams(
+    text: str,  # any text
+    n: int,  # words in a run, 1 or more
+) -> list[tuple[str, ...]]:
     "All runs of `n` words of a text, in order."
     w = words(text)
     return list(zip(*(w[i:] for i in range(n)), strict=False))
 
 # %% ../nbs/lib/stats.ipynb #57943ec6
-def rarefied(counts: Iterable[int], m: int) -> float:
+def rarefied(
+    counts: Iterable[int],  # how often each different item occurs
+    m: int,  # items drawn
+) -> float:
     "Expected share of different items among `m` drawn without replacement, given each item's count (Hurlbert 1971)."
     f = np.asarray(list(counts), dtype=float)
     total = f.sum()
@@ -210,8 +254,12 @@ def rarefied(counts: Iterable[int], m: int) -> float:
     miss[ok] = np.exp(lg(rest[ok] + 1) - lg(rest[ok] - m + 1) - lg(total + 1) + lg(total - m + 1))
     return float((times * (1 - miss)).sum() / m)
 
-
-def distinct(texts: str | Iterable[str], n: int, m: int | None = None) -> float:
+# %% ../nbs/lib/stats.ipynb #c5b90753
+def distinct(
+    texts: str | Iterable[str],  # one text, or a corpus
+    n: int,  # words in an n-gram
+    m: int | None = None,  # n-grams at which to compare; None: all there are
+) -> float:
     "Distinct-n of one text, or of a corpus; at `m` n-grams by rarefaction; `nan` with fewer than `m` (or one) n-grams."
     texts = [texts] if isinstance(texts, str) else texts
     counts = Counter(g for t in texts for g in ngrams(t, n))
@@ -219,21 +267,29 @@ def distinct(texts: str | Iterable[str], n: int, m: int | None = None) -> float:
     return rarefied(counts.values(), total if m is None else m) if total else math.nan
 
 # %% ../nbs/lib/stats.ipynb #2d6f7182
-def compression_ratio(texts: str | Iterable[str]) -> float:
+def compression_ratio(
+    texts: str | Iterable[str],  # one text, or a corpus
+) -> float:
     "Bytes over zlib-compressed bytes of a text, or of texts joined by newlines; `nan` when empty."
     data = (texts if isinstance(texts, str) else "\n".join(texts)).encode("utf-8", "surrogatepass")
     return len(data) / len(zlib.compress(data, 9)) if data else math.nan
 
 
-def compression_ratio_at(texts: Iterable[str], size: int) -> float:
+def compression_ratio_at(
+    texts: Iterable[str],  # a corpus, in its order
+    size: int,  # bytes of UTF-8
+) -> float:
     "Compression ratio of the first `size` bytes of texts joined by newlines; `nan` with fewer bytes than that."
     data = "\n".join(texts).encode("utf-8", "surrogatepass")
     return size / len(zlib.compress(data[:size], 9)) if 0 < size <= len(data) else math.nan
 
 # %% ../nbs/lib/stats.ipynb #eb3268e1
-def blocks_of(names: Iterable[str], blocks: int) -> dict[str, int]:
-    "Block 0 .. blocks-1 of each name: by a checksum of the name, so it depends on nothing else."
-    return {name: zlib.crc32(str(name).encode("utf-8")) % blocks for name in names}
+def blocks_of(
+    names: Iterable[str],  # of problems, repeats allowed
+    blocks: int,  # how many blocks there are
+) -> np.ndarray:
+    "Block 0 .. blocks-1 of each name, in their order: by a checksum of the name, so it depends on nothing else."
+    return np.array([zlib.crc32(str(name).encode("utf-8")) % blocks for name in names], dtype=int)
 
 
 def jackknife(

@@ -8,13 +8,14 @@ __all__ = ['PUBLISHED', 'runs_of', 'study', 'publish', 'main']
 # %% ../nbs/lib/study.ipynb #e0a9fc92
 import argparse
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from .pipeline import preflight, shown_progress, verdict_lines
-from .runs import Run, evaluate_all, launch, open_run
+from .pipeline import shown_progress, verdict_lines
+from .runs import REFUSED, Run, atomic, evaluate_all, launch, open_run, plain_refusal, preflight
 from .settings import SettingsError, find_home
 
 # %% ../nbs/lib/study.ipynb #8c06b28c
@@ -30,6 +31,7 @@ def study(
     run: Run,
     seeds: list[int],
     jobs: int = 1,  # trainings side by side
+    transfer: bool = False,  # also evaluate what was trained on the profile's other tasks
 ) -> None:
     "Run every stage for every arm and seed; stages that are done are passed over."
     preflight(run)
@@ -40,14 +42,16 @@ def study(
         with ThreadPoolExecutor(jobs) as pool:
             for finished in [pool.submit(launch, "train", r) for r in todo]:
                 finished.result()
-        evaluate_all(run)
+        evaluate_all(run, transfer)
         launch("forgetting", run)
 
 # %% ../nbs/lib/study.ipynb #aa085acd
 PUBLISHED = (
-    "dataset/summary.json", "dataset/manifest.json", "*/failures/summary.json", "*/failures/manifest.json",
+    "dataset/summary.json", "dataset/manifest.json", "dataset/facts.csv", "dataset/refused.csv",
+    "*/failures/summary.json", "*/failures/manifest.json",
     "*/training/*/manifest.json", "*/training/*/log.jsonl", "*/training/*/samples.jsonl",
-    "*/episodes/*.parquet", "*/episodes/*.manifest.json", "*/forgetting/*.json",
+    "*/episodes/*.parquet", "*/episodes/*.manifest.json",
+    "*/transfer/*.parquet", "*/transfer/*.manifest.json", "*/forgetting/*.json",
 )  # fmt: skip
 "Patterns, below the folder of a task, of the files that are published."
 
@@ -56,37 +60,44 @@ def publish(
     source: Path,  # <runs>/<profile>/<task>
     target: Path,  # <results>/<profile>/<task>
 ) -> list[Path]:
-    "Copy the published part; raises `SettingsError` if manifests disagree on the commit or a work tree was dirty."
+    "Copy the published part; `SettingsError` unless all manifests name one known commit and a work tree known to be clean."
     manifests = [json.loads(m.read_text()) for m in sorted(source.rglob("*manifest.json")) if "checkpoints" not in m.parts]
     commits = {m["git_commit"] for m in manifests}
-    if len(commits) != 1 or any(m["git_dirty"] for m in manifests):
-        dirty = sorted({m["stage"] for m in manifests if m["git_dirty"]})
+    dirty = sorted({m["stage"] for m in manifests if m["git_dirty"] is not False})
+    if len(commits) != 1 or dirty or not all(commits):
+        shown = ", ".join(sorted(str(c or "unknown")[:10] for c in commits))
         raise SettingsError(
-            f"not published: {source} was made from {len(commits)} commits, with uncommitted changes in stages {dirty}: "
-            "commit, remove that folder and run the study again"
+            f"not published: {source} was made from commits: {shown or 'none'}; uncommitted changes, or not known whether "
+            f"there were any, in stages {dirty}: commit, remove that folder and run the study again inside a git clone"
         )
     copied = []
     for pattern in PUBLISHED:
         for f in sorted(source.glob(pattern)):
             to = target / f.relative_to(source)
-            to.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(f, to)
+            with atomic(to) as part:
+                shutil.copyfile(f, part)
             copied.append(to)
     return copied
 
 # %% ../nbs/lib/study.ipynb #03cc6484
-def main(argv: list[str] | None = None) -> None:
+@plain_refusal()
+def main(
+    argv: list[str] | None = None,  # default: the process's own arguments
+) -> None:
     "Run the study that the command line names and publish it."
     ap = argparse.ArgumentParser(description="All arms and seeds of a profile.")
     for name, default in [("profile", "tiny"), ("task", ""), ("model", ""), ("root", "")]:
         ap.add_argument(f"--{name}", default=default)
     ap.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    ap.add_argument("--jobs", type=int, default=1, help="trainings side by side (set OMP_NUM_THREADS=1 with 2 on two cores)")
+    ap.add_argument("--jobs", type=int, default=1, help="trainings side by side, one thread each")
+    ap.add_argument("--transfer", action="store_true", help="also evaluate what was trained on the profile's other tasks")
     ap.add_argument("--no-publish", action="store_true")
     a = ap.parse_args(argv)
     try:
         run = open_run(a.profile, a.task, a.model, root=a.root)
-        study(run, a.seeds, a.jobs)
+        if a.jobs > 1:
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
+        study(run, a.seeds, a.jobs, a.transfer)
         if not a.no_publish:
             target = find_home() / "results" / run.task_dir.relative_to(run.root)
             from r3_repro.figures import make
@@ -94,8 +105,8 @@ def main(argv: list[str] | None = None) -> None:
             print(len(publish(run.task_dir, target)), "files published")
             make(target / run.profile.model_name)
             print(verdict_lines(target / run.profile.model_name / "tables"))
-    except (ValueError, RuntimeError) as e:
-        raise SystemExit(f"r3_repro: {e}") from e
+    except RuntimeError as e:
+        raise SystemExit(f"{REFUSED}{e}") from e
 
 
 if __name__ == "__main__" and "__file__" in globals():

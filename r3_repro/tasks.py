@@ -16,7 +16,7 @@ from typing import Any
 
 # %% ../nbs/lib/tasks.ipynb #f846a110
 Message = dict[str, str]
-"A chat message: `{'role': 'user' | 'assistant' | 'system', 'content': str}`."
+"A chat message: `{'role': 'user' | 'assistant' | 'system', 'content': str}`; a first one may carry `tools` (JSON)."
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,18 @@ class Task:
     reflection_request: str  # the user message after a failed attempt
     rules: tuple[str, ...] = ("strict",)  # names of the verification rules; the first one rewards and decides
     errors: tuple[str, ...] = ()  # error types in the order in which tables show them
-    options: dict[str, Any] = field(default_factory=dict)  # data options and their defaults
+    options: dict[str, Any] = field(default_factory=dict)  # the task's own settings and their defaults
     describe: Callable[[list[Problem]], dict[str, dict]] | None = None  # problems -> {histogram's name: {value: count}}
+    tools: Callable[[Problem], list[dict]] | None = None  # functions that the model may call, as JSON schemas
+    refused: Callable[[dict], Any] | None = None  # options -> table of source rows that cannot be used, with reasons
+    facts: Callable[[list[Problem]], Any] | None = None  # problems -> table of published facts and what these show
 
 
-_BUILT_IN = {"countdown": "r3_repro.countdown:TASK"}
+_BUILT_IN = {"countdown": "r3_repro.countdown:TASK", "function_calling": "r3_repro.function_calling:TASK"}
 
 
 def get_task(
-    name: str,  # "countdown", or "package.module:ATTRIBUTE" for a task of your own
+    name: str,  # "countdown", "function_calling", or "package.module:ATTRIBUTE" for a task of your own
 ) -> Task:
     "Look a task up by name or by import path; raises `ValueError` if there is none."
     path = _BUILT_IN.get(name, name)
@@ -94,7 +97,8 @@ def assistant(text: str) -> Message:
 
 def attempt_messages(task: Task, problem: Problem) -> list[Message]:
     "The conversation that asks for the first attempt."
-    return [user(task.prompt(problem))]
+    asked = user(task.prompt(problem))
+    return [asked | {"tools": json.dumps(task.tools(problem), ensure_ascii=False)} if task.tools else asked]
 
 
 def reflection_messages(task: Task, problem: Problem, attempt: str) -> list[Message]:

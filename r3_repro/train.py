@@ -9,6 +9,7 @@ __all__ = ['ARMS', 'MARKER', 'training_set', 'grpo_config', 'R3Trainer', 'Watch'
 # %% ../nbs/03_train.ipynb #29d70590
 import contextlib
 import json
+import math
 import random
 import shutil
 import time
@@ -24,8 +25,22 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from .engines import load_model, load_tokenizer, template_hash
-from .runs import Run, atomic, file_hash, open_run, parse_run, timed, write_json, write_manifest
+from .engines import load_model, load_tokenizer, render, template_hash
+from .datasets import dataset_hashes
+from r3_repro.runs import (
+    Run,
+    atomic,
+    claim,
+    file_hash,
+    locked,
+    model_hash,
+    open_run,
+    parse_run,
+    plain_refusal,
+    task_hash,
+    timed,
+    write_manifest,
+)
 from .settings import Profile, SettingsError, TrainingSettings, model_path
 from .tasks import Message, Problem, Task, digest, get_task, reflection_messages, retry_messages
 
@@ -65,26 +80,36 @@ def training_set(
     return Dataset.from_list(rows)
 
 # %% ../nbs/03_train.ipynb #e280ccd8
+def _method(p: Profile) -> dict[str, Any]:
+    "What defines the objective and its optimisation (paper, section 4.3, where published)."
+    return dict(
+        num_generations=p.group_size, num_iterations=p.iterations, beta=p.kl, epsilon=p.clip, epsilon_high=None, delta=None,
+        loss_type=p.loss_type, scale_rewards=p.scale_rewards, reward_weights=None,
+        multi_objective_aggregation="sum_then_normalize", importance_sampling_level="token", use_bias_correction_kl=False,
+        off_policy_mask_threshold=None, top_entropy_quantile=1.0,
+        entropy_coef=0.0, use_adaptive_entropy=False, mask_truncated_completions=False, disable_dropout=True,
+        sync_ref_model=False, max_completion_length=p.max_reflection_tokens, temperature=p.temperature, top_p=p.top_p, top_k=0,
+        min_p=None,
+        repetition_penalty=1.0, generation_kwargs=None, chat_template_kwargs=None, cast_lm_head_to_fp32=False,
+        learning_rate=p.learning_rate, lr_scheduler_type=p.schedule, warmup_steps=math.ceil(p.warmup_ratio * p.steps),
+        optim=p.optimizer, weight_decay=p.weight_decay, adam_beta1=p.adam_beta1, adam_beta2=p.adam_beta2, adam_epsilon=1e-8,
+        max_grad_norm=p.max_grad_norm, label_smoothing_factor=0.0, neftune_noise_alpha=None,
+        vllm_importance_sampling_correction=True, vllm_importance_sampling_mode="sequence_mask",
+        vllm_importance_sampling_clip_max=3.0, vllm_importance_sampling_clip_min=None,
+    )  # fmt: skip
+
+
 def grpo_config(run: Run) -> GRPOConfig:
-    "The profile in TRL's words (paper, section 4.3, where published)."
+    "The profile in TRL's words."
     p = run.profile
     accumulation = p.batch_size // (p.micro_batch * p.processes)
     return GRPOConfig(
-        output_dir=str(run.training / "checkpoints"),
+        output_dir=str(run.training / "checkpoints"), **_method(p),
         max_steps=p.steps, seed=run.seed, data_seed=run.seed, shuffle_dataset=False, remove_unused_columns=False,
         per_device_train_batch_size=p.micro_batch, gradient_accumulation_steps=accumulation, steps_per_generation=accumulation,
-        num_generations=p.group_size, num_iterations=p.iterations,
-        max_completion_length=p.max_reflection_tokens, temperature=p.temperature, top_p=p.top_p, top_k=0,
-        min_p=None, repetition_penalty=1.0, mask_truncated_completions=False,
-        learning_rate=p.learning_rate, lr_scheduler_type=p.schedule, warmup_steps=round(p.warmup_ratio * p.steps),
-        optim=p.optimizer, weight_decay=p.weight_decay, adam_beta1=p.adam_beta1, adam_beta2=p.adam_beta2,
-        max_grad_norm=p.max_grad_norm,
-        beta=p.kl, epsilon=p.clip, epsilon_high=None, delta=None, loss_type=p.loss_type, scale_rewards=p.scale_rewards,
-        importance_sampling_level="token", vllm_importance_sampling_correction=True, top_entropy_quantile=1.0,
-        disable_dropout=True, sync_ref_model=False, use_liger_kernel=False,
-        bf16=p.dtype == "bfloat16", fp16=False, tf32=None, use_cpu=not torch.cuda.is_available(),
+        bf16=p.dtype == "bfloat16", fp16=False, tf32=None, use_cpu=not torch.cuda.is_available(), use_liger_kernel=False,
         gradient_checkpointing=p.gradient_checkpointing,
-        use_vllm=p.use_vllm, vllm_mode=p.vllm_mode, vllm_gpu_memory_utilization=p.vllm_memory,
+        use_vllm=p.use_vllm, vllm_mode=p.vllm_mode, vllm_gpu_memory_utilization=p.vllm_memory, vllm_tensor_parallel_size=1,
         logging_steps=1, save_steps=p.save_steps, save_total_limit=2, save_only_model=False, report_to="none",
         log_completions=False, dataloader_num_workers=0, dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
@@ -103,6 +128,10 @@ class R3Trainer(GRPOTrainer):
         self.task, self.run = task, run
         self.seconds: dict[str, float] = {}
         self.samples: list[dict[str, Any]] = []
+
+    def _tokenize_prompts(self, prompts: list) -> Any:
+        "Token ids of conversations; TRL's own rendering knows one list of tools for all of them."
+        return [render(self._tokenizer, p) for p in prompts], None, {}
 
     def _generate(self, prompts: list) -> Any:
         with timed(self.seconds, "reflect"):
@@ -207,6 +236,7 @@ class Watch(TrainerCallback):
             self.bar.set_postfix(reward=f"{row['reward']:.2f}", retry=f"{row['retry_success']:.2f}")
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.accelerator.wait_for_everyone()  # other ranks write their random states
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARKER).touch()
 
@@ -263,7 +293,7 @@ def build_trainer(run: Run, failures: pd.DataFrame) -> R3Trainer:
     if run.arm not in ARMS:
         raise SettingsError(f"unknown arm {run.arm!r}: one of {', '.join(ARMS)}")
     path, task = model_path(run.profile), get_task(run.profile.task)
-    tokenizer, model = load_tokenizer(path), load_model(path, "float32", device="cpu")
+    tokenizer, model = load_tokenizer(path, run.profile.tool_format), load_model(path, "float32", device="cpu")
     data = training_set(failures, task, run.profile, run.seed)
     _check_context(model, tokenizer, data, run.profile)
     run.training.mkdir(parents=True, exist_ok=True)
@@ -284,8 +314,8 @@ def build_trainer(run: Run, failures: pd.DataFrame) -> R3Trainer:
 
 def _check_context(model: Any, tokenizer: Any, data: Dataset, p: Profile) -> None:
     room = getattr(model.config, "max_position_embeddings", None) or 10**9
-    longest = max(data["prompt"], key=lambda m: sum(len(x["content"]) for x in m))
-    prompt = len(tokenizer.apply_chat_template(longest, tokenize=True, return_dict=False))
+    prompts = {json.dumps(m, sort_keys=True): m for m in data["prompt"]}.values()
+    prompt = max(len(render(tokenizer, m)) for m in prompts)
     need = prompt + p.max_reflection_tokens + p.max_answer_tokens + len(tokenizer(p.retry_request).input_ids) + 16
     if need > room:
         raise SettingsError(
@@ -294,50 +324,57 @@ def _check_context(model: Any, tokenizer: Any, data: Dataset, p: Profile) -> Non
         )
 
 # %% ../nbs/03_train.ipynb #dc3a8cf5
-_TRAINED_BY = {*TrainingSettings.model_fields, "task", "dtype", "retry_request", "temperature", "top_p"}
+_TRAINED_BY = {*TrainingSettings.model_fields, "task", "dtype", "tool_format", "retry_request", "temperature", "top_p"}
 _TRAINED_BY |= {"max_answer_tokens", "max_reflection_tokens", "processes"}
 _TRAINED_BY -= {"save_steps", "sample_steps", "vllm_memory"}
 
 
-def _identity(run: Run, failures_file: Path) -> dict[str, str]:
-    "What decides the trained weights, as hashes."
-    path = model_path(run.profile)
+def _identity(run: Run, failures_file: Path) -> dict[str, Any]:
+    "What decides the trained weights: settings, weights before training, failures, the splits, the task's words and verifier."
     settings = {k: v for k, v in run.profile.model_dump(mode="json").items() if k in _TRAINED_BY}
-    model = file_hash(Path(path)) if Path(path).is_dir() else path
-    return {"base_model": model, "failures": file_hash(failures_file), "settings": digest(settings)}
+    own = {"base_model": model_hash(model_path(run.profile)), "failures": file_hash(failures_file)}
+    return {"settings": settings} | own | {"task": task_hash(get_task(run.profile.task))} | dataset_hashes(run)
 
 
 def train(run: Run) -> Path:
     "Train one arm and seed on the mined failures; resumes after a kill, returns at once if it is done already."
-    seconds: dict[str, float] = {}
-    failures_file, manifest = run.failures / "failures.parquet", run.training / "manifest.json"
+    failures_file = run.failures / "failures.parquet"
     if not failures_file.is_file():
         raise SettingsError(f"no failures at {failures_file}: mine them first (chapter 02)")
     identity = _identity(run, failures_file)
-    started = run.training / "identity.json"
-    if started.is_file() and json.loads(started.read_text()) != identity:
-        raise SettingsError(
-            f"{run.training} was begun with other settings, model or failures: remove that folder to train anew, "
-            "or choose another seed, arm or profile"
-        )
-    if manifest.is_file() and (run.training / "model/config.json").is_file():
-        return run.training / "model"
+    claim(run.training, identity)
+    if not ((run.training / "manifest.json").is_file() and (run.training / "model/config.json").is_file()):
+        with locked(run.training):
+            _train(run, failures_file, identity)
+    return run.training / "model"
+
+
+def _train(run: Run, failures_file: Path, identity: dict[str, Any]) -> None:
+    seconds: dict[str, float] = {}
     with timed(seconds, "prepare"):
         trainer = build_trainer(run, pd.read_parquet(failures_file))
         if trainer.accelerator.is_main_process:
-            write_json(started, identity)
             tidy(run.training)
         trainer.accelerator.wait_for_everyone()
         checkpoint = resume_point(run.training)
     with timed(seconds, "train"):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     with timed(seconds, "save"):
-        trainer.save_model(str(run.training / "model"))
+        _save_whole(trainer, run.training / "model")
     if trainer.accelerator.is_main_process:
-        _finish(run, trainer, seconds, identity)
-    return run.training / "model"
+        _finish(run, trainer, seconds, identity | {"settings": digest(identity["settings"])})
 
 # %% ../nbs/03_train.ipynb #96b8040b
+def _save_whole(trainer: R3Trainer, folder: Path) -> None:
+    "Save the model beside `folder` and rename: a killed process leaves no half of one."
+    part = folder.with_name(f".{folder.name}.part")
+    trainer.save_model(str(part))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+
+
 def _finish(run: Run, trainer: R3Trainer, seconds: dict[str, float], identity: dict[str, str]) -> None:
     "Write the manifest, and drop the checkpoints, which are of no use any more."
     log = read_log(run.training / "log.jsonl")
@@ -352,6 +389,7 @@ def _finish(run: Run, trainer: R3Trainer, seconds: dict[str, float], identity: d
     shutil.rmtree(run.training / "checkpoints", ignore_errors=True)
 
 
+@plain_refusal()
 def main(argv: list[str] | None = None) -> None:
     "Train the run that the command line names."
     run = parse_run("GRPO on reflection tokens.", argv)

@@ -64,6 +64,7 @@ def add_trained(run: Run, name: str, seed: int | None) -> Path:
         shutil.copytree(run.root / "random-llama", folder)
     else:
         random_model(folder, seed)
+    (folder.parent / "manifest.json").write_text("{}")  # written last: this training has ended
     return folder
 
 
@@ -156,6 +157,28 @@ def test_finished_work_is_kept_and_changed_weights_are_examined_again(examined: 
     fg.examine_all(run)
     changed = {name for name, f in files.items() if f.stat().st_mtime_ns != stamps[name]}
     assert changed == {"random_reward-seed3.json", "random_reward-seed3.manifest.json"}
+
+
+def test_a_lost_manifest_is_made_again(examined: Run, tmp_path: Path) -> None:
+    "A process killed between a result and its manifest must not leave a result that never gets one."
+    run = replace(examined, root=tmp_path)
+    shutil.copytree(examined.root, tmp_path, dirs_exist_ok=True)
+    folder = run.model_dir / "forgetting"
+    before = json.loads((folder / "vanilla.manifest.json").read_text())["hashes"]
+    (folder / "vanilla.manifest.json").unlink()
+    kept = (folder / "r3-seed0.json").stat().st_mtime_ns
+    fg.examine_all(run)
+    assert json.loads((folder / "vanilla.manifest.json").read_text())["hashes"] == before
+    assert (folder / "r3-seed0.json").stat().st_mtime_ns == kept
+
+
+def test_a_training_without_manifest_is_not_examined(examined: Run, tmp_path: Path) -> None:
+    "Weights that lie there because a process was killed while it saved them are no result of any training."
+    run = replace(examined, root=tmp_path)
+    shutil.copytree(examined.root, tmp_path, dirs_exist_ok=True)
+    add_trained(run, "r3-seed7", 7)
+    (run.model_dir / "training/r3-seed7/manifest.json").unlink()
+    assert fg.examine_all(run) == ["vanilla", "r3-seed0", "random_reward-seed3"]
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,22 @@
 """Every notebook runs: under nbdev-test, under papermill from another folder, and all chapters through the pipeline."""
 
 import hashlib
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
-from r3_repro.pipeline import check_parameters, preflight
-from r3_repro.runs import open_run
+from r3_repro.pipeline import check_parameters, run_together
+from r3_repro.runs import open_run, preflight
 from r3_repro.settings import SettingsError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -85,7 +88,7 @@ def reproduced(elsewhere: Path) -> Path:
     assert "\nC2  training lifts accuracy" in done.stdout and "everything done" in done.stdout
     assert re.search(r"\[1/\d\] 01_datasets: done in \d+ s", done.stderr)
     assert "train r3-seed0" in done.stderr, "the training's progress bar did not reach the terminal"
-    return elsewhere / "smoke" / "countdown" / "tiny-base"
+    return elsewhere / "smoke" / "countdown" / "tiny-base2"
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -125,6 +128,17 @@ def test_the_pipeline_leaves_every_chapter_executed(reproduced: Path) -> None:
         assert all(c.execution_count for c in code if c.source.strip()) and any(c.outputs for c in code)
 
 
+def test_figures_are_shown_as_pictures(reproduced: Path) -> None:
+    "A bare figure is text, `<Figure size …>`, unless the notebook was told how to draw one."
+    shown = [
+        o for n in (reproduced / "notebooks").glob("*.ipynb") for c in nbformat.read(n, 4).cells for o in c.get("outputs", [])
+    ]
+    data = [o.data for o in shown if "data" in o]
+    figures = [d for d in data if "<Figure size" in str(d.get("text/plain", ""))]
+    assert len(figures) > 5 and all("image/png" in d for d in figures)
+    assert not [o for o in shown if "<Figure size" in str(o.get("text", ""))]
+
+
 def test_every_result_has_its_manifest(reproduced: Path) -> None:
     manifests = [reproduced / "failures/manifest.json", reproduced / "training/r3-seed0/manifest.json"]
     manifests += [*sorted(reproduced.glob("episodes/*.manifest.json")), reproduced.parent / "dataset/manifest.json"]
@@ -144,6 +158,23 @@ def test_every_result_has_its_manifest(reproduced: Path) -> None:
         ):
             assert key in known, (m, key)
         assert str(REPOSITORY) not in m.read_text(), f"{m.name} names the machine"
+
+
+def test_two_arms_train_side_by_side(reproduced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Two kernels at once, one line of progress."
+    for key, value in environment(tmp_path).items():
+        monkeypatch.setenv(key, value)
+    for kept in ("smoke/countdown/dataset", "smoke/countdown/tiny-base2/failures"):
+        shutil.copytree(reproduced.parents[2] / kept, tmp_path / kept)
+    run, seen = open_run("smoke", root=str(tmp_path)), io.StringIO()
+    run_together([("03_train", {"arm": "r3"}), ("03_train", {"arm": "random_reward"})], run, seen)
+    last = seen.getvalue().rstrip().split("\r")[-1]
+    assert "train r3-seed0" in last and "train random_reward-seed0" in last and "\n" not in last
+    logs = [pd.read_json(run.model_dir / f"training/{arm}-seed0/log.jsonl", lines=True) for arm in ("r3", "random_reward")]
+    assert [len(log) for log in logs] == [run.profile.steps] * 2
+    executed = {n.name for n in (run.model_dir / "notebooks").glob("*.ipynb")}
+    assert executed == {"03_train-r3.ipynb", "03_train-random_reward.ipynb"}
+    assert {json.loads(m.read_text())["arm"] for m in run.model_dir.glob("training/*/manifest.json")} == {"r3", "random_reward"}
 
 
 # ── Plain papermill ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -183,6 +214,8 @@ def test_a_notebook_without_parameters_takes_none() -> None:
         (["--profile", "tinny"], "did you mean [tiny]"),
         (["--task", "cuntdown"], "unknown task"),
         (["--model", "no/such/model"], "no such folder"),
+        (["--model", "nbs/model"], "is there, 'model' in it is not"),
+        (["--model", "models/qwen"], "taken for a model of the hub"),
     ],
 )
 def test_a_wrong_run_is_refused_before_anything_is_written(args: list[str], said: str, tmp_path: Path) -> None:
@@ -216,5 +249,5 @@ def test_the_example_task_goes_through_every_stage(tmp_path: Path, monkeypatch: 
     for arm in ("vanilla", "r3"):
         assert len(episodes.evaluate(replace(run, arm=arm))) == run.profile.test_size * len(run.profile.modes)
     figures.make(run.model_dir)
-    assert run.model_dir == tmp_path / "smoke" / "sorting.TASK" / "tiny-base"
+    assert run.model_dir == tmp_path / "smoke" / "sorting.TASK" / "tiny-base2"
     assert "task sorting" in (run.model_dir / "tables/verdicts.md").read_text()

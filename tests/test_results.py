@@ -1,17 +1,20 @@
 """Tables, figures and verdicts from stored data alone: the same bytes twice, without torch, the paper as published."""
 
+import ast
 import csv
+import inspect
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from r3_repro import results, stored
+from r3_repro import figures, plots, reflections, results, stats, stored
 from r3_repro.figures import main as make_figures
 from r3_repro.results import NO, UNTESTABLE, YES
 
@@ -135,6 +138,89 @@ def test_one_seed_that_fails_decides(tmp_path: Path) -> None:
     assert verdicts_of(pd.concat([table, weak]), tmp_path)["C2", ""] == NO
 
 
+def evidence_of(table: pd.DataFrame, root: Path) -> results.Evidence:
+    return results.gather(store(root, table), table)
+
+
+def test_a_seed_without_reflections_makes_no_claim_about_them_true(tmp_path: Path) -> None:
+    table = episodes()
+    perfect = (table.arm == "r3") & (table.seed == 1)
+    table.loc[perfect, "attempt_ok"] = True
+    table.loc[perfect, [c for c in table if c.startswith(("reflection", "retry"))]] = pd.NA
+    e = evidence_of(table, tmp_path)
+    for decision in (results.shorter(e), results.less_repetitive(e)):
+        assert decision.verdict == UNTESTABLE and "r3 has nothing to compare in greedy seed 1, sampled seed 1" in decision.ours
+
+
+@pytest.mark.parametrize("other", ["names", "texts"])
+def test_another_model_on_other_problems_is_no_comparison(tmp_path: Path, other: str) -> None:
+    "C6: as many problems, none of them the same; or the same names for other problems."
+    folder = tmp_path / "p" / "r3_repro.stored.TOY"
+    large = stored.synthetic_episodes("vanilla", 5, 0.15, 0.05, problems=520)
+    for name, table in (("Qwen2.5-7B-Instruct", episodes()), ("Qwen2.5-72B-Instruct", large)):
+        if name.startswith("Qwen2.5-72B"):
+            table = table.assign(**({"problem_id": "x" + table.problem_id} if other == "names" else {"problem": "{}"}))
+        (folder / name / "episodes").mkdir(parents=True)
+        for (arm, seed), rows in table.groupby(["arm", "seed"]):
+            file = "vanilla" if arm == "vanilla" else f"{arm}-seed{seed}"
+            rows.to_parquet(folder / name / "episodes" / f"{file}.parquet")
+    e = results.gather(folder / "Qwen2.5-7B-Instruct", episodes())
+    decision = results.beats_ten_times(e)
+    assert decision.verdict == UNTESTABLE and "cannot be compared" in decision.ours
+
+
+def test_three_seeds_far_apart_do_not_decide_a_verdict(tmp_path: Path) -> None:
+    "r3 above the control in each of three seeds, by very different amounts: the bootstrap is sure, and should not be."
+    table = pd.concat(
+        [stored.synthetic_episodes("vanilla", 0, 0.15, 0.15, problems=520)]
+        + [stored.synthetic_episodes("r3", s, r, 0.1, problems=520) for s, r in enumerate((0.17, 0.25, 0.45))]
+        + [stored.synthetic_episodes("random_reward", s, 0.14, 0.1, problems=520) for s in range(3)]
+    )
+    e = evidence_of(table, tmp_path)
+    a, b = (stored.outcomes(e.episodes, arm, "greedy", "two").to_numpy().astype(float) for arm in ("random_reward", "r3"))
+    assert stats.crossed_bootstrap(b - a).low > 0 > stats.crossed_interval(b - a).low
+    assert results.above_control(e).verdict == NO
+
+
+def test_a_change_of_any_deciding_constant_or_function_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    from r3_repro import forgetting
+
+    now = results.rules_digest()
+    changes = [(results, "ALPHA", 0.05), (results, "LEAST_PROBLEMS", 1), (results, "CEILING", 0.5), (results, "TEN_TIMES", {})]
+    changes += [
+        (results, "COMPARISONS", {}),
+        (results, "C10_ERRORS", {}),
+        (forgetting, "MARGIN", 0.5),
+        (reflections, "BLOCKS", 3),
+    ]
+    for module, name, value in [*changes, (results, "too_little", lambda e, *arms: ""), (stats, "mcnemar", stats.paired)]:
+        with monkeypatch.context() as m:
+            m.setattr(module, name, value)
+            if name == "mcnemar":
+                m.setattr(results, name, value)
+            assert results.rules_digest() != now, name
+    assert results.rules_digest() == now
+
+
+def test_rules_that_changed_after_the_run_are_told(tmp_path: Path) -> None:
+    folder = store(tmp_path, episodes(problems=20, seeds=1))
+    for recorded, says in (
+        (results.rules_digest(), "the same as when the episodes were made"),
+        ("old", "Rules changed after the run"),
+    ):
+        for f in (folder / "episodes").glob("*.parquet"):
+            f.with_suffix(".manifest.json").write_text(json.dumps({"verdict_rules": recorded}))
+        results.make_results(folder)
+        assert says in (folder / "tables" / "verdicts.md").read_text()
+
+
+@pytest.mark.parametrize("folder", figures.model_folders(REPOSITORY / "results"), ids=lambda f: "-".join(f.parts[-3:]))
+def test_committed_verdicts_are_by_the_present_rules(folder: Path) -> None:
+    text = (folder / "tables" / "verdicts.md").read_text()
+    assert results.rules_digest() in text, "the rules have changed: run `make figures` and commit what it changes"
+    assert plots.markdown_escape(results.rules_note(folder)) in text
+
+
 def test_every_claim_is_judged(made: Path) -> None:
     with open(made / "tables" / "verdicts.csv", newline="") as f:
         rows = list(csv.DictReader(f))
@@ -163,6 +249,107 @@ def test_unpaired_episodes_are_refused(tmp_path: Path, break_it: str) -> None:
         table = table.drop(columns="retry_error")
     with pytest.raises(ValueError, match=r"the same 20|stored twice|lack the columns retry_error"):
         stored.load_episodes(store(tmp_path, table))
+
+
+def other_problems(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(problem_id="other-" + table.problem_id, problem=table.problem.str.replace("number", "other"))
+
+
+def test_transfer_has_its_place_and_its_table(tmp_path: Path) -> None:
+    folder = store(tmp_path, episodes(problems=60))
+    (folder / "transfer").mkdir()
+    moved = stored.synthetic_episodes("r3", 40, 0.15, 0.9, problems=60).assign(arm="elsewhere:r3", seed=3)
+    moved.to_parquet(folder / "transfer" / "elsewhere-r3-seed3.parquet")
+    assert make_figures(["--root", str(tmp_path)]) == 0
+    with open(folder / "tables" / "transfer.csv", newline="") as f:
+        rows = {(r["mode"], r["trained_on"], r["arm"], r["seed"]): r for r in csv.DictReader(f)}
+    row = rows["greedy", "elsewhere", "r3", "3"]
+    a, b = ((episodes(problems=60), "vanilla"), (moved, "elsewhere:r3"))
+    before, after = (stored.outcomes(table, arm, "greedy", "two").to_numpy()[0] for table, arm in (a, b))
+    assert float(row["two_p"]) == pytest.approx(stats.mcnemar(before, after).p, rel=1e-4)
+    assert float(row["two_change"]) == pytest.approx(stats.paired_difference(before, after).estimate, rel=1e-4)
+    assert ("greedy", "r3_repro.stored.TOY", "r3", "mean of 2") in rows and rows["greedy", "–", "vanilla", "0"]["two_p"] == ""
+    assert "elsewhere" not in (folder / "tables" / "four_columns.csv").read_text()
+    other_problems(moved).to_parquet(folder / "transfer" / "elsewhere-r3-seed3.parquet")
+    with pytest.raises(ValueError, match="the same 60"):
+        results.transfer_table(folder)
+
+
+def test_tasks_stand_side_by_side(tmp_path: Path) -> None:
+    for task, model in (("countdown", "one"), ("countdown", "two"), ("function_calling", "two")):
+        for (arm, seed), rows in episodes(problems=20).groupby(["arm", "seed"]):
+            file = (
+                tmp_path
+                / "tiny"
+                / task
+                / model
+                / "episodes"
+                / f"{'vanilla' if arm == 'vanilla' else f'{arm}-seed{seed}'}.parquet"
+            )
+            file.parent.mkdir(parents=True, exist_ok=True)
+            rows.to_parquet(file)
+    assert len(results.make_by_task(tmp_path, "tiny")) == 3
+    with open(tmp_path / "tiny" / "tables" / "four_columns_by_task.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    ours = {(r["model"], r["arm"], r["mode"]): r for r in rows if r["source"] == "ours"}
+    assert len(ours) == 2 * 2 * 2
+    one, two = ours["one", "r3", "greedy"], ours["two", "r3", "greedy"]
+    assert one["APIGen: trained_two_tries"] == "" != two["APIGen: trained_two_tries"] == two["Countdown: trained_two_tries"]
+    published = [r for r in rows if r["source"] == "paper"]
+    cells = {(r["model"], c): float(r[c]) for r in published for c in r if r[c] and c.endswith(tuple(results.FOUR))}
+    expected = {}
+    for title, name in (("APIGen", "table1_apigen.csv"), ("Countdown", "table2_countdown.csv")):
+        with open(PUBLISHED / name, newline="") as f:
+            for r in csv.DictReader(f):
+                if r["accuracy_percent"]:
+                    expected[r["model"], f"{title}: {r['column']}"] = float(r["accuracy_percent"]) / 100
+    assert cells == pytest.approx(expected)
+
+
+def test_chapter_05_shows_that_it_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = store(tmp_path / "results", episodes(problems=20, seeds=1))
+    monkeypatch.setenv("R3_PROGRESS", str(tmp_path / "progress"))
+    reflections.make_reflections(folder)
+    shown = (tmp_path / "progress").read_text()
+    assert "lengths of reflections: 100%" in shown and "repetitiveness of reflections: 100%" in shown
+
+
+def test_a_table_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "The disk is full in the middle of a file: the old file is whole, and no fragment stays."
+    old = plots.save_table(pd.DataFrame({"n": [1]}), tmp_path, "t", "Old.")
+    before = {p: p.read_bytes() for p in old}
+
+    def full(self: Path, data: bytes) -> int:
+        with open(self, "wb") as f:
+            f.write(data[:3])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        plots.save_table(pd.DataFrame({"n": [2]}), tmp_path, "t", "New.")
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("module", [stats, plots, stored, results, reflections, figures], ids=lambda m: m.__name__)
+def test_public_functions_say_what_each_parameter_is(module: Any) -> None:
+    silent = []
+    lines = inspect.getsource(module).splitlines()
+    for f in ast.parse("\n".join(lines)).body:
+        if isinstance(f, ast.FunctionDef) and not f.name.startswith("_"):
+            every = [*f.args.posonlyargs, *f.args.args, f.args.vararg, *f.args.kwonlyargs, f.args.kwarg]
+            silent += [f"{f.name}: {a.arg}" for a in every if a and "  # " not in lines[a.lineno - 1]]
+            silent += [] if ast.get_docstring(f) else [f.name]
+    assert silent == []
+
+
+def test_published_values_are_those_of_the_task() -> None:
+    claims = stored.load_claims(REPOSITORY)
+    for task, paper in stored.PAPER_NAMES.items():
+        for claim in ("C1", "C2", "C3", "C5"):
+            shown = stored.published_value(claims[claim], task)
+            assert shown.startswith(f"+{claims[claim]['points'][task]} points {paper}") and shown.count("+") == 1
+    letters = {t: stored.published_value(claims["C1"], t)[-3:] for t in stored.PAPER_NAMES}
+    assert letters == {"function_calling": "(H)", "countdown": "(M)"}  # "H / M" in the fact sheet
 
 
 def fact_rows(heading: str) -> list[list[str]]:

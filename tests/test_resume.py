@@ -1,77 +1,163 @@
 """Mining and training survive SIGKILL at any moment: nothing lost, nothing doubled, the same result."""
 
+import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from r3_repro import datasets, episodes, failures, runs
+from r3_repro.countdown import generate
 from r3_repro.failures import read_attempts
-from r3_repro.runs import open_run
+from r3_repro.runs import locked, open_run
 from r3_repro.settings import SettingsError
 
 HERE = Path(__file__).parent
-KILLS = 5
+MOMENTS = ["start", "middle", "middle", "middle", "end", "save"]
 MINING = ["--set", "train_size=320", "--set", "generation_batch=8", "--set", "attempts_per_problem=3"]
-TRAINING = ["--set", "steps=30", "--set", "save_steps=3", "--set", "train_size=64"]
+TRAINING = ["--set", "steps=30", "--set", "save_steps=3"]
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+TRAINED = "smoke/countdown/tiny-base2/training/r3-seed0"
 
 
-def kill_and_resume(stage: str, root: Path, kills: int, more: list[str]) -> dict:
+def kill_and_resume(stage: str, root: Path, moments: list[str], more: list[str]) -> dict:
     "Run tests/kill_and_resume.py; what it printed last."
-    command = [sys.executable, str(HERE / "kill_and_resume.py"), stage, str(root), str(kills), "0", *more]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=500)
+    command = [sys.executable, str(HERE / "kill_and_resume.py"), stage, str(root), ",".join(moments), "0", *more]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["exit"] == 0, done.stderr[-3000:]
     return said
 
 
-def test_mining_killed_five_times_draws_the_same_attempts(tmp_path):
-    plain = kill_and_resume("failures", tmp_path / "plain", 0, MINING)
-    cut = kill_and_resume("failures", tmp_path / "cut", KILLS, MINING)
-    assert plain["hits"] == [] and len(cut["hits"]) == KILLS, cut
+def check_moments(said: dict) -> None:
+    "Every kill hit a running stage, at the moment that was meant."
+    assert [moment for moment, _, _ in said["hits"]] == MOMENTS, said
+    by_moment = {moment: (progress, finished) for moment, progress, finished in said["hits"]}
+    assert by_moment["start"][0] == 0 and not any(finished for *_, finished in said["hits"]), said
+    assert 0 < by_moment["middle"][0] < said["work"] == by_moment["end"][0] == by_moment["save"][0], said
+
+
+def test_mining_killed_six_times_draws_the_same_attempts(tmp_path):
+    plain = kill_and_resume("failures", tmp_path / "plain", [], MINING)
+    cut = kill_and_resume("failures", tmp_path / "cut", MOMENTS, MINING)
+    assert plain["hits"] == []
+    check_moments(cut)
     stored = []
     for root in ("plain", "cut"):
-        folder = tmp_path / root / "smoke/countdown/tiny-base/failures"
+        folder = tmp_path / root / "smoke/countdown/tiny-base2/failures"
         attempts = read_attempts(folder / "attempts")
         assert len(attempts) == 320 * 3 and not attempts.duplicated(["problem_id", "sample"]).any()
-        stored.append((attempts, pd.read_parquet(folder / "failures.parquet")))
-    assert stored[0][0].equals(stored[1][0]) and stored[0][1].equals(stored[1][1])
+        manifest = json.loads((folder / "manifest.json").read_text())
+        stored.append((attempts, pd.read_parquet(folder / "failures.parquet"), manifest["hashes"]))
+    assert all(a.equals(b) for a, b in zip(stored[0][:2], stored[1][:2], strict=True)) and stored[0][2] == stored[1][2]
 
 
-def test_training_killed_five_times_ends_with_the_same_weights(tmp_path):
-    kill_and_resume("failures", tmp_path / "plain", 0, [])
-    shutil.copytree(tmp_path / "plain", tmp_path / "cut")
-    plain = kill_and_resume("train", tmp_path / "plain", 0, TRAINING)
-    cut = kill_and_resume("train", tmp_path / "cut", KILLS, TRAINING)
-    assert plain["hits"] == [] and len(cut["hits"]) == KILLS, cut
+@pytest.fixture(scope="module")
+def mined(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("mined")
+    kill_and_resume("failures", root, [], [])
+    return root
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(mined: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("plain") / "root"
+    shutil.copytree(mined, root)
+    assert kill_and_resume("train", root, [], TRAINING)["hits"] == []
+    return root
+
+
+def check_same_training(plain: Path, cut: Path) -> None:
+    "The same log (but for seconds), samples and weights, byte for byte; no half-written rest."
     ends = []
-    for root in ("plain", "cut"):
-        folder = tmp_path / root / "smoke/countdown/tiny-base/training/r3-seed0"
+    for root in (plain, cut):
+        folder = root / TRAINED
         log = pd.read_json(folder / "log.jsonl", lines=True)
         assert log.step.tolist() == list(range(1, 31))  # no step lost, none twice
-        samples = (folder / "samples.jsonl").read_text()
-        weights = (folder / "model/model.safetensors").read_bytes()
+        assert (folder / "manifest.json").is_file() and not any(f.name.endswith(".part") for f in folder.iterdir())
+        samples, weights = (folder / "samples.jsonl").read_text(), (folder / "model/model.safetensors").read_bytes()
         ends.append((log.drop(columns=[c for c in log if c.startswith("seconds_")]), samples, weights))
     pd.testing.assert_frame_equal(ends[0][0], ends[1][0])
     assert ends[0][1] == ends[1][1]
     assert ends[0][2] == ends[1][2], "the weights of a resumed run differ from those of an uninterrupted one"
 
 
-def test_other_settings_do_not_resume_somebody_elses_run(tmp_path):
+def test_training_killed_six_times_ends_with_the_same_weights(mined, uninterrupted, tmp_path):
+    shutil.copytree(mined, tmp_path / "cut")
+    check_moments(kill_and_resume("train", tmp_path / "cut", MOMENTS, TRAINING))
+    check_same_training(uninterrupted, tmp_path / "cut")
+
+
+LAUNCH = (
+    "import sys\nfrom r3_repro.runs import launch, parse_run\n"
+    "if __name__ == '__main__':\n    launch('train', parse_run('', sys.argv[1:]))\n"
+)
+
+
+def test_a_killed_launcher_is_started_again_at_once(mined, uninterrupted, tmp_path):
+    "The launch as shipped (through accelerate). Only the launcher is killed: for a moment, its trainer still lives."
+    root = tmp_path / "cut"
+    shutil.copytree(mined, root)
+    (tmp_path / "launch.py").write_text(LAUNCH)
+    command = [sys.executable, str(tmp_path / "launch.py"), "--profile", "smoke", "--root", str(root), *TRAINING]
+    first = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    log, until = root / TRAINED / "log.jsonl", time.monotonic() + 240
+    while not (log.is_file() and log.read_bytes().count(b"\n") >= 4):
+        assert first.poll() is None and time.monotonic() < until, first.communicate()[0].decode()[-3000:]
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not (root / TRAINED / "manifest.json").exists()
+    again = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr[-3000:]
+    check_same_training(uninterrupted, root)
+
+
+# ── One process a folder ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("stage", ["datasets", "failures", "train", "episodes"])
+def test_a_second_process_in_the_same_folder_is_refused(stage, mined, tmp_path, monkeypatch, capsys):
+    root = tmp_path / "root"
+    shutil.copytree(mined, root)
+    run = open_run("smoke", root=str(root))
+    folder, name = {
+        "datasets": (run.dataset, ""),
+        "failures": (run.failures, ""),
+        "train": (run.training, ""),
+        "episodes": (run.model_dir / "episodes", "vanilla"),
+    }[stage]
+    for manifest in (run.dataset / "manifest.json", run.failures / "manifest.json"):
+        if stage == manifest.parent.name or (stage == "datasets" and manifest.parent.name == "dataset"):
+            manifest.unlink()
+    monkeypatch.setattr(runs, "PATIENCE", 0.2)
+    more = ["--arm", "vanilla"] if stage == "episodes" else []
+    with locked(folder, name), pytest.raises(SystemExit) as refused:
+        importlib.import_module(f"r3_repro.{stage}").main(["--profile", "smoke", "--root", str(root), *more])
+    assert refused.value.code == 2
+    assert f"another process (id {os.getpid()}) works in {folder}" in capsys.readouterr().err
+
+
+# ── Never something else under the same name ───────────────────────────────────────────────────────────────────────
+
+
+def test_other_settings_do_not_resume_somebody_elses_run(mined, tmp_path):
     from r3_repro.train import train
 
-    run = open_run("smoke", root=str(tmp_path))
-    run.failures.mkdir(parents=True)
-    pd.DataFrame({"problem_id": ["a"], "problem": ["{}"], "attempt": [""]}).to_parquet(run.failures / "failures.parquet")
+    shutil.copytree(mined, tmp_path / "root")
+    run = open_run("smoke", root=str(tmp_path / "root"))
     run.training.mkdir(parents=True)
     (run.training / "identity.json").write_text(json.dumps({"settings": "others"}))
-    with pytest.raises(SettingsError, match="begun with other settings"):
+    with pytest.raises(SettingsError, match="begun with"):
         train(run)
 
 
@@ -80,3 +166,66 @@ def test_training_without_failures_says_what_to_do(tmp_path):
 
     with pytest.raises(SettingsError, match="chapter 02"):
         train(open_run("smoke", root=str(tmp_path)))
+
+
+SMALL = {"train_size": 40, "test_size": 20, "generation_batch": 20, "max_failures": 0}
+
+
+def test_a_source_that_grew_cannot_turn_training_problems_into_held_out_ones(tmp_path):
+    rows = [json.dumps(p.data) for p in generate(120, sizes=[3], low=1, high=12, target_low=1, target_high=100)]
+    source = tmp_path / "own.jsonl"
+    source.write_text("\n".join(rows[:70]))
+    run = open_run("smoke", root=str(tmp_path / "root"), source=str(source), attempts_per_problem=1, **SMALL)
+    kept, held_out = failures.mine(run), datasets.problems_of(run, "test")
+    source.write_text("\n".join(rows))
+    vanilla = replace(run, arm="vanilla")
+    for stage in (lambda: failures.mine(run), lambda: episodes.evaluate(vanilla), lambda: datasets.prepare(run)):
+        with pytest.raises(SettingsError, match="source of the problems"):
+            stage()
+    source.unlink()  # what is stored still counts, and is what is used
+    assert datasets.problems_of(run, "test") == held_out
+    evaluated = set(episodes.evaluate(vanilla).problem_id)
+    assert evaluated == {p.id for p in held_out} and not evaluated & set(kept.problem_id)
+
+
+@pytest.mark.parametrize("change", ["prompt", "reflection_request", "verify"])
+def test_a_changed_task_is_noticed_by_every_stage(change, tmp_path, monkeypatch):
+    from r3_repro import countdown
+
+    run = open_run("smoke", root=str(tmp_path), attempts_per_problem=2, **SMALL)
+    vanilla = replace(run, arm="vanilla")
+    failures.mine(run)
+    before = episodes.evaluate(vanilla)
+    stamp = episodes.episode_files(vanilla)[0].stat().st_mtime_ns
+    assert episodes.evaluate(vanilla).equals(before) and episodes.episode_files(vanilla)[0].stat().st_mtime_ns == stamp
+    usual = countdown.TASK
+    changed = {
+        "prompt": lambda problem: "Say nothing. " + usual.prompt(problem),
+        "reflection_request": "Why?",
+        "verify": lambda problem, text, rule="strict": usual.verify(problem, "no"),
+    }
+    monkeypatch.setattr(countdown, "TASK", replace(usual, **{change: changed[change]}))
+    with pytest.raises(SettingsError, match="the task's prompt, request, verifier or tools"):
+        failures.mine(run)
+    episodes.evaluate(vanilla)
+    assert episodes.episode_files(vanilla)[0].stat().st_mtime_ns != stamp
+
+
+# ── Mistakes on the command line ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("stage", ["datasets", "failures", "train", "episodes", "forgetting"])
+def test_a_stage_says_a_mistake_in_one_line(stage, tmp_path, capsys):
+    with pytest.raises(SystemExit) as refused:
+        importlib.import_module(f"r3_repro.{stage}").main(["--root", str(tmp_path), "--set", "top_p=2"])
+    assert refused.value.code == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith("r3_repro: settings.ini [smoke] top_p = '2'"), said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_launcher_hands_on_the_line_of_its_stage(tmp_path):
+    "Not the traceback of whatever stands between: accelerate adds one of its own."
+    run = open_run("smoke", root=str(tmp_path))
+    with pytest.raises(SettingsError, match=r"^no failures at .*chapter 02"):
+        runs.launch("train", run)
