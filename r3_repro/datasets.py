@@ -182,7 +182,8 @@ def make_datasets(
     folder: Path,  # <root>/<profile>/<task>/<model>
 ) -> list[Path]:
     "The histograms of a model's problems, into its figures; the files that were written."
-    summary = json.loads((folder.parent / "dataset" / "summary.json").read_text())
+    own = folder / "dataset"  # a study of other problems than the task's present ones keeps its summary with its model
+    summary = json.loads(((own if own.is_dir() else folder.parent / "dataset") / "summary.json").read_text())
     if not summary["train"].get("histograms"):
         return []
     return save_figure(plot_histograms(summary), folder / "figures", "histograms")
