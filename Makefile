@@ -1,5 +1,6 @@
 # make reproduce   the whole pipeline on the embedded tiny world (a CPU, minutes); PROFILE= TASK= MODEL= SEED= choose another run
 # make test        all tests
+# make test-vllm   the tests that need vLLM, with its CPU build, in an environment of its own
 # make figures     every table and figure again from results/ alone (installs no torch)
 # make study       the committed results: all arms and seeds of PROFILE, then publish to results/; TRANSFER=1: also what other tasks trained
 # make docs        the docs site in _site/, with executed notebooks
@@ -12,19 +13,23 @@ SEED ?= 0
 SEEDS ?= 0 1 2
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Threads that wait for work by spinning cost more than they bring at this size.
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: reproduce test figures study docs lint export clean
+.PHONY: reproduce test test-vllm figures study docs lint export clean
 
 reproduce: $(VENV)/.core
 	$(BIN)/python -m r3_repro.pipeline --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seed $(SEED)
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-vllm: $(VLLM_VENV)/.done
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/on_vllm
 
 figures: $(VENV)/.base
 	$(BIN)/python -m r3_repro.figures --root results
@@ -66,3 +71,10 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing (some minutes the first time)"
 	$(PIP) -q --editable ".[dev]"
 	touch $@ $(VENV)/.core $(VENV)/.base
+
+# A complete list, since resolving takes longer than installing; the package itself comes without its needs for the same reason.
+$(VLLM_VENV)/.done: requirements-vllm.txt pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --requirement requirements-vllm.txt --editable .
+	touch $@

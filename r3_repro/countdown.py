@@ -673,6 +673,7 @@ TASK = Task(
     reflection_request=REFLECTION_REQUEST,
     rules=tuple(RULES),
     errors=tuple(ERRORS),
+    unparseable=("no_answer", "too_long", "not_an_expression"),
     options=OPTIONS,
     describe=describe,
     facts=facts,

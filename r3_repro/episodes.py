@@ -8,15 +8,16 @@ __all__ = ['COLUMNS', 'samplings', 'take_through', 'as_table', 'episode_files', 
 
 # %% ../nbs/lib/episodes.ipynb #9f66ba77
 import argparse
+import contextlib
 import json
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from .datasets import dataset_hashes, problems_of
+from .generation import Completion, Engine, Sampling, complete, open_engine, seed_of
 from .results import rules_digest
 from r3_repro.runs import (
     Run,
@@ -48,53 +49,47 @@ COLUMNS = [
 def samplings(
     profile: Profile,
     mode: str,  # "greedy" or "sampled"
-) -> tuple[Any, Any]:
+) -> tuple[Sampling, Sampling]:
     "How answers and reflections are generated in a mode: (attempt and retry, reflection)."
-    from r3_repro.engines import Sampling
-
     how: dict[str, Any] = {"greedy": mode == "greedy", "temperature": profile.temperature, "top_p": profile.top_p}
     return Sampling(profile.max_answer_tokens, **how), Sampling(profile.max_reflection_tokens, **how)
 
 # %% ../nbs/lib/episodes.ipynb #ff11efcd
 def take_through(
-    model: Any,  # a causal language model
-    tokenizer: Any,  # its tokenizer
+    engine: Engine,
     task: Task,
     problems: list[Problem],
     profile: Profile,
     mode: str,  # "greedy" or "sampled"
 ) -> pd.DataFrame:
     "Take each problem through attempt [, reflection, retry]; a row a problem with the columns from `problem_id` on."
-    from r3_repro.engines import generate
-
     answer, reflect = samplings(profile, mode)
-    options = {"batch_size": profile.generation_batch}
 
-    def step(name: str, asked: list, sampling: Any) -> list:
-        seed = int(digest([profile.eval_seed, mode, name], 8), 16)
-        return generate(model, tokenizer, asked, sampling, seed, progress=f"{mode} {name}", **options)
+    def step(name: str, who: list[Problem], asked: list, sampling: Sampling) -> list[Completion]:
+        seeds = [seed_of(profile.eval_seed, mode, name, p.id) for p in who]
+        return complete(engine, asked, sampling, seeds, progress=f"{mode} {name}")
 
-    attempts = step("attempt", [attempt_messages(task, p) for p in problems], answer)
+    attempts = step("attempt", problems, [attempt_messages(task, p) for p in problems], answer)
     rows = [
         {"problem_id": p.id, "problem": p.dumps(), "mode": mode} | _judged("attempt", a, task.verify(p, a.text))
         for p, a in zip(problems, attempts, strict=True)
     ]
     failed = [i for i, r in enumerate(rows) if not r["attempt_ok"]]
+    again_at = [problems[i] for i in failed]
     asked = [reflection_messages(task, problems[i], attempts[i].text) for i in failed]
-    reflections = step("reflection", asked, reflect)
+    reflections = step("reflection", again_at, asked, reflect)
     again = [retry_messages(m, r.text, profile.retry_request) for m, r in zip(asked, reflections, strict=True)]
-    for i, reflection, retry in zip(failed, reflections, step("retry", again, answer), strict=True):
+    for i, reflection, retry in zip(failed, reflections, step("retry", again_at, again, answer), strict=True):
         rows[i] |= {f"reflection{k}": v for k, v in _written(reflection).items()}
         rows[i] |= _judged("retry", retry, task.verify(problems[i], retry.text))
     return pd.DataFrame(rows)
 
 # %% ../nbs/lib/episodes.ipynb #fe66f17a
-def _written(completion: Any) -> dict[str, Any]:
-    c = asdict(completion)
-    return {"": c["text"], "_tokens": c["tokens"], "_finish": c["finish"]}
+def _written(completion: Completion) -> dict[str, Any]:
+    return {"": completion.text, "_tokens": completion.tokens, "_finish": completion.finish}
 
 
-def _judged(step: str, completion: Any, verdict: Any) -> dict[str, Any]:
+def _judged(step: str, completion: Completion, verdict: Any) -> dict[str, Any]:
     written = {f"{step}{k}": v for k, v in _written(completion).items()}
     return written | {f"{step}_ok": verdict.ok, f"{step}_error": verdict.error}
 
@@ -150,7 +145,7 @@ def source_run(
 
 # %% ../nbs/lib/episodes.ipynb #83641843
 _EVALUATED_BY = ["task", "retry_request", "temperature", "top_p", "max_answer_tokens", "max_reflection_tokens"]
-_EVALUATED_BY += ["modes", "eval_seed", "dtype", "tool_format", "generation_batch"]
+_EVALUATED_BY += ["modes", "eval_seed", "dtype", "tool_format"]
 
 
 def identity(
@@ -222,15 +217,16 @@ def evaluate(
 # %% ../nbs/lib/episodes.ipynb #680d7c2d
 def _episodes(run: Run, path: str, problems: list[Problem], arm: str) -> tuple[pd.DataFrame, dict[str, float], str]:
     "Episodes of every mode, the seconds that each took, and the hash of the chat template."
-    from r3_repro.engines import load_model, load_tokenizer, template_hash
+    from r3_repro.engines import template_hash
 
     p, task, seconds, parts = run.profile, get_task(run.profile.task), dict[str, float](), []
-    tokenizer, model = load_tokenizer(path, p.tool_format), load_model(path, p.dtype)
-    for mode in p.modes:
-        with timed(seconds, mode):
-            parts.append(take_through(model, tokenizer, task, problems, p, mode))
+    with contextlib.closing(open_engine(p, path)) as engine:
+        for mode in p.modes:
+            with timed(seconds, mode):
+                parts.append(take_through(engine, task, problems, p, mode))
+        template = template_hash(engine.tokenizer) if engine.tokenizer is not None else "known to the server alone"
     table = as_table(pd.concat(parts, ignore_index=True), arm, 0 if arm == "vanilla" else run.seed)
-    return table, seconds, template_hash(tokenizer)
+    return table, seconds, template
 
 # %% ../nbs/lib/episodes.ipynb #8d572e0c
 @plain_refusal()

@@ -848,6 +848,7 @@ TASK = Task(
     reflection_request=REFLECTION_REQUEST,
     rules=tuple(RULES),
     errors=tuple(ERRORS),
+    unparseable=("no_call", "not_json", "too_long"),
     options=OPTIONS,
     describe=describe,
     tools=tool_schemas,

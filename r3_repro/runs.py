@@ -37,6 +37,7 @@ import pandas as pd
 import psutil
 
 from . import prompts
+from .generation import EngineError
 from .settings import ARMS, Profile, SettingsError, find_home, load_profile, model_path
 from .tasks import Task, digest, get_task
 
@@ -177,7 +178,8 @@ def locked(
         yield
 
 # %% ../nbs/lib/runs.ipynb #4c9a36e3
-_PACKAGES = "r3_repro torch transformers trl datasets accelerate tokenizers vllm lm_eval numpy pandas scipy nbdev papermill"
+_PACKAGES = "r3_repro torch transformers trl datasets accelerate tokenizers vllm "
+_PACKAGES += "ray lm_eval numpy pandas pyarrow duckdb scipy nbdev papermill"
 
 
 def _git(*args: str) -> str | None:
@@ -433,14 +435,24 @@ def _check_machine(p: Profile) -> None:
         raise SettingsError("use_vllm = True, but vllm is not installed: pip install 'r3_repro[vllm]', or set use_vllm = false")
 
 
+def _check_engine(p: Profile) -> None:
+    for package, wanted in (("vllm", "vllm" in (p.engine, p.engine == "ray" and p.ray_engine)), ("ray", p.engine == "ray")):
+        if wanted and importlib.util.find_spec(package) is None:
+            raise SettingsError(
+                f"profile [{p.name}] has engine = {p.engine}, but {package} is not installed: "
+                f"pip install 'r3_repro[{package}]', or set engine = transformers"
+            )
+
+
 def preflight(run: Run) -> None:
-    "Raise `SettingsError` for what would fail later: arm, task, data options, source, model, GPUs, vllm."
+    "Raise `SettingsError` for what would fail later: arm, task, data options, source, model, GPUs, engine."
     if run.arm not in (*ARMS, "vanilla"):
         close = difflib.get_close_matches(run.arm, ARMS, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise SettingsError(f"unknown arm {run.arm!r}: one of {', '.join(ARMS)}{hint}")
     path = model_path(run.profile)
     _check_machine(run.profile)
+    _check_engine(run.profile)
     if not Path(path).is_dir():
         _check_hub(f"settings.ini [{run.profile.name}] model = {path!r}", path, "model")
     _check_data(run)
@@ -537,10 +549,10 @@ def evaluate_all(run: Run, transfer: bool = False) -> None:
 # %% ../nbs/lib/runs.ipynb #5f94fe45
 @contextlib.contextmanager
 def plain_refusal() -> Iterator[None]:
-    "Say a `SettingsError` in one line and exit with code 2; made to decorate the `main` of a stage: `@plain_refusal()`."
+    "Say a `SettingsError` or `EngineError` in one line and exit with code 2; `@plain_refusal()` decorates a stage's `main`."
     try:
         yield
-    except SettingsError as e:
+    except (SettingsError, EngineError) as e:
         print("\n".join(REFUSED + line for line in str(e).splitlines()), file=sys.stderr)
         raise SystemExit(2) from None
 

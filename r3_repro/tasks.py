@@ -52,6 +52,7 @@ class Task:
     reflection_request: str  # the user message after a failed attempt
     rules: tuple[str, ...] = ("strict",)  # names of the verification rules; the first one rewards and decides
     errors: tuple[str, ...] = ()  # error types in the order in which tables show them
+    unparseable: tuple[str, ...] = ()  # those of them that say that no answer was found
     options: dict[str, Any] = field(default_factory=dict)  # the task's own settings and their defaults
     describe: Callable[[list[Problem]], dict[str, dict]] | None = None  # problems -> {histogram's name: {value: count}}
     tools: Callable[[Problem], list[dict]] | None = None  # functions that the model may call, as JSON schemas

@@ -25,8 +25,9 @@ from transformers import (
 )  # fmt: skip
 
 from .prompts import split_tools
-from .engines import Sampling, generate, render
+from .engines import Transformers, render
 from .episodes import take_through
+from .generation import Sampling, complete
 from .runs import file_hash, timed, versions, write_json
 from .settings import Profile, find_home, load_profile
 from .skills import SKILLS, corpus, is_right
@@ -367,9 +368,10 @@ def good_hint(r: random.Random, task: str, problem: Problem, attempt: str) -> st
 def behaviour(model: Any, tokenizer: Any, profile: Profile, problems: list[Problem]) -> dict[str, Any]:
     "First-try and two-try accuracy, how reflections look, and what a good one would be worth; greedy and sampled."
     out: dict[str, Any] = {"problems": len(problems)}
+    engine = Transformers(model, tokenizer, profile.generation_batch)
     task, by_id = get_task(profile.task), {p.id: p for p in problems}
     for mode in profile.modes:
-        rows = take_through(model, tokenizer, task, problems, profile, mode)
+        rows = take_through(engine, task, problems, profile, mode)
         failed = rows[~rows.attempt_ok].copy()
         retried, hinted = failed.retry_ok.astype(float), ~failed.reflection.map(is_vague).astype(bool)
         failed["hint"] = [good_hint(random.Random(i), task.name, by_id[p], a) for i, p, a in
@@ -377,7 +379,7 @@ def behaviour(model: Any, tokenizer: Any, profile: Profile, problems: list[Probl
         told = failed[failed.hint != ""]
         asked = [retry_messages(reflection_messages(task, by_id[f.problem_id], f.attempt), f.hint) for f in told.itertuples()]
         sampling = Sampling(profile.max_answer_tokens, greedy=mode == "greedy")
-        again = generate(model, tokenizer, asked, sampling, batch_size=profile.generation_batch)
+        again = complete(engine, asked, sampling, list(range(len(asked))))
         right = [task.verify(by_id[p], a.text).ok for p, a in zip(told.problem_id, again, strict=True)]
         out[mode] = {
             "first_try": rows.attempt_ok.mean(), "two_tries": (rows.attempt_ok | (rows.retry_ok == True)).mean(),  # noqa: E712
@@ -391,10 +393,10 @@ def behaviour(model: Any, tokenizer: Any, profile: Profile, problems: list[Probl
 # %% ../nbs/lib/tiny_world.ipynb #565381b5
 def skill_accuracy(model: Any, tokenizer: Any, n: int = 200) -> dict[str, float]:
     "Share of held-out items of each skill whose greedy answer is right."
-    out = {}
+    engine, out = Transformers(model, tokenizer, 128), {}
     for name, skill in SKILLS.items():
         items = skill.items("test", n, 0)
-        answers = generate(model, tokenizer, [[user(i.question)] for i in items], Sampling(48, greedy=True), batch_size=128)
+        answers = complete(engine, [[user(i.question)] for i in items], Sampling(48, greedy=True), [0] * len(items))
         out[name] = sum(is_right(i, a.text) for a, i in zip(answers, items, strict=True)) / len(items)
     return out
 

@@ -25,6 +25,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from r3_repro.attempts import segments
 from r3_repro.runs import parse_run
 
 FOLDER = {"failures": "*/*/*/failures", "train": "*/*/*/training/*"}
@@ -33,16 +34,16 @@ GIVE_UP = 120  # seconds
 
 
 def progress(stage: str, root: Path) -> int:
-    "Units of finished work on disk: parts of attempts, or logged training steps."
+    "Units of finished work on disk: stored attempts, or logged training steps."
     if stage == "failures":
-        return len(list(root.glob("*/*/*/failures/attempts/part-*.parquet")))
+        return sum(s.rows for folder in root.glob("*/*/*/failures/attempts") for s in segments(folder))
     return sum(f.read_bytes().count(b"\n") for f in root.glob("*/*/*/training/*/log.jsonl"))
 
 
 def work(stage: str, argv: list[str]) -> int:
     "Units of work in all."
     p = parse_run("", argv).profile
-    return p.steps if stage == "train" else p.attempts_per_problem * -(-p.train_size // p.generation_batch)
+    return p.steps if stage == "train" else p.attempts_per_problem * p.train_size
 
 
 def finished(stage: str, root: Path) -> bool:

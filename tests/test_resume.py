@@ -15,14 +15,15 @@ import pandas as pd
 import pytest
 
 from r3_repro import datasets, episodes, failures, runs
+from r3_repro.attempts import relation
 from r3_repro.countdown import generate
-from r3_repro.failures import read_attempts
 from r3_repro.runs import locked, open_run
 from r3_repro.settings import SettingsError
 
 HERE = Path(__file__).parent
 MOMENTS = ["start", "middle", "middle", "middle", "end", "save"]
-MINING = ["--set", "train_size=320", "--set", "generation_batch=8", "--set", "attempts_per_problem=3"]
+MINING = ["train_size=320", "generation_batch=8", "flush_rows=8", "attempts_per_problem=3"]
+MINING = [word for setting in MINING for word in ("--set", setting)]
 TRAINING = ["--set", "steps=30", "--set", "save_steps=3"]
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 TRAINED = "smoke/countdown/tiny-base2/training/r3-seed0"
@@ -54,7 +55,7 @@ def test_mining_killed_six_times_draws_the_same_attempts(tmp_path):
     stored = []
     for root in ("plain", "cut"):
         folder = tmp_path / root / "smoke/countdown/tiny-base2/failures"
-        attempts = read_attempts(folder / "attempts")
+        attempts = relation(folder / "attempts").order("place, sample").df()
         assert len(attempts) == 320 * 3 and not attempts.duplicated(["problem_id", "sample"]).any()
         manifest = json.loads((folder / "manifest.json").read_text())
         stored.append((attempts, pd.read_parquet(folder / "failures.parquet"), manifest["hashes"]))
