@@ -219,6 +219,12 @@ def _episodes(run: Run, path: str, problems: list[Problem], arm: str) -> tuple[p
     "Episodes of every mode, the seconds that each took, and the hash of the chat template."
     from r3_repro.engines import template_hash
 
+    if run.profile.engine == "server" and arm != "vanilla":
+        raise SettingsError(
+            f"engine = server asks for {run.profile.model}, not for the trained weights in {path}: evaluate this arm with "
+            "engine = vllm or transformers, or serve the weights and evaluate them as a model of their own "
+            "(--model, --arm vanilla)"
+        )
     p, task, seconds, parts = run.profile, get_task(run.profile.task), dict[str, float](), []
     with contextlib.closing(open_engine(p, path)) as engine:
         for mode in p.modes:
