@@ -45,6 +45,7 @@ from r3_repro.selection import (
 from r3_repro.settings import SettingsError, load_profile
 from r3_repro.tasks import digest, get_task
 
+HERE = "127.0.0.1"
 ERRORS = ["no_answer", "wrong_numbers", "missed_target"]
 few = settings(max_examples=60, deadline=None)
 
@@ -558,7 +559,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, with_token: None) -> Iterator[type
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    monkeypatch.setattr(hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(hub.constants, "ENDPOINT", f"http://{HERE}:{server.server_port}")
     yield Hub
     server.shutdown()
     server.server_close()
@@ -594,6 +595,6 @@ def test_real_client_does_not_upload_to_a_public_dataset(folder: Path, stand_in:
 def test_real_client_without_network(folder: Path, with_token: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:  # a port on which nobody listens
         free.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(hub.constants, "ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+        monkeypatch.setattr(hub.constants, "ENDPOINT", f"http://{HERE}:{free.getsockname()[1]}")
     with pytest.raises(SettingsError, match="cannot be reached"):
         push(folder, "owner/name")
