@@ -32,7 +32,6 @@ from .plots import new_figure, save_figure, to_markdown
 from r3_repro.runs import (
     Run,
     claim,
-    differences,
     file_hash,
     launch,
     locked,
@@ -441,7 +440,7 @@ def main(
         mine(run)
         print(last_line(json.loads((run.failures / "summary.json").read_text())))
 
-
+# %% ../nbs/02_failures.ipynb #f0ad784f
 def _devices(p: Profile) -> int:
     "GPUs that generate; 0 for a CPU or for servers, of which nothing is known."
     from torch.cuda import device_count
