@@ -61,13 +61,14 @@ def take_through(
     problems: list[Problem],
     profile: Profile,
     mode: str,  # "greedy" or "sampled"
+    label: str = "",  # whose episodes, for the progress bars
 ) -> pd.DataFrame:
     "Take each problem through attempt [, reflection, retry]; a row a problem with the columns from `problem_id` on."
     answer, reflect = samplings(profile, mode)
 
     def step(name: str, who: list[Problem], asked: list, sampling: Sampling) -> list[Completion]:
         seeds = [seed_of(profile.eval_seed, mode, name, p.id) for p in who]
-        return complete(engine, asked, sampling, seeds, progress=f"{mode} {name}")
+        return complete(engine, asked, sampling, seeds, progress=f"{label} {mode} {name}".strip())
 
     attempts = step("attempt", problems, [attempt_messages(task, p) for p in problems], answer)
     rows = [
@@ -229,7 +230,7 @@ def _episodes(run: Run, path: str, problems: list[Problem], arm: str) -> tuple[p
     with contextlib.closing(open_engine(p, path)) as engine:
         for mode in p.modes:
             with timed(seconds, mode):
-                parts.append(take_through(engine, task, problems, p, mode))
+                parts.append(take_through(engine, task, problems, p, mode, arm if arm == "vanilla" else run.name))
         template = template_hash(engine.tokenizer) if engine.tokenizer is not None else "known to the server alone"
     table = as_table(pd.concat(parts, ignore_index=True), arm, 0 if arm == "vanilla" else run.seed)
     return table, seconds, template

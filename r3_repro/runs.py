@@ -6,7 +6,7 @@
 __all__ = ['PATIENCE', 'WHAT', 'REFUSED', 'Run', 'open_run', 'atomic', 'atomic_folder', 'write_json', 'write_parquet', 'locked',
            'unclean', 'versions', 'hardware', 'file_hash', 'write_manifest', 'hub_commit', 'model_hash', 'source_hash',
            'task_hash', 'differences', 'claim', 'preflight', 'stage_command', 'launch', 'trained_runs', 'weights',
-           'transfers', 'evaluate_all', 'plain_refusal', 'parse_run', 'timed']
+           'transfers', 'lanes_for', 'evaluate_all', 'plain_refusal', 'parse_run', 'timed']
 
 # %% ../nbs/lib/runs.ipynb #614804dc
 import argparse
@@ -29,6 +29,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -489,12 +490,17 @@ def launch(
     *extra: str,  # further arguments
 ) -> None:
     "Run one stage in its own process and print its last line; `SettingsError` or `RuntimeError` with its words if it fails."
+    print(_launched(module, run, *extra))
+
+
+def _launched(module: str, run: Run, *extra: str, **environment: str) -> str:
+    "The last line of a stage that was run to its end."
     preflight(run)
     progress = os.environ.get("R3_PROGRESS")
     tail: list[str] = []
     with contextlib.ExitStack() as stack:
         follow = stack.enter_context(open(progress, "ab", buffering=0)) if progress else None
-        env = os.environ | {"PYTHONUNBUFFERED": "1"}
+        env = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
         process = subprocess.Popen(
             stage_command(module, run, *extra), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=find_home(), env=env
         )
@@ -510,7 +516,7 @@ def launch(
         raise SettingsError(refusal[-1].removeprefix(REFUSED).strip())
     if code:
         raise RuntimeError(f"stage {module!r} failed with exit code {code}; its last lines:\n{''.join(tail)}")
-    print("".join(tail).rstrip().splitlines()[-1] if tail else f"{module}: done")
+    return "".join(tail).rstrip().splitlines()[-1] if tail else f"{module}: done"
 
 # %% ../nbs/lib/runs.ipynb #0559d636
 def trained_runs(run: Run) -> list[Run]:
@@ -538,13 +544,31 @@ def transfers(run: Run) -> list[Run]:
             found.append(open_run(p.name, known["profile"]["task"], p.model, known["arm"], known["seed"], str(run.root)))
     return found
 
+# %% ../nbs/lib/runs.ipynb #6559391e
+def lanes_for(
+    run: Run,
+    jobs: int,  # that could be done at the same time
+) -> int:
+    "How many to do side by side: one process of a small model gains nothing from a second core, so each gets one; 1 with GPUs."
+    if run.profile.processes > 1 or any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists():
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, jobs))
 
-def evaluate_all(run: Run, transfer: bool = False) -> None:
-    "Launch the evaluation of the model before training, of every trained arm and seed, and of those of other tasks if asked."
-    for r in [replace(run, arm="vanilla"), *trained_runs(run)]:
-        launch("episodes", r)
+
+def evaluate_all(
+    run: Run,
+    transfer: bool = False,  # also what other tasks trained
+) -> None:
+    "Evaluate the model before training and every trained arm and seed, side by side where that is faster."
+    todo: list[tuple[Run, tuple[str, ...]]] = [(r, ()) for r in [replace(run, arm="vanilla"), *trained_runs(run)]]
     for r in transfers(run) if transfer else []:
-        launch("episodes", replace(run, arm=r.arm, seed=r.seed), "--trained-on", r.profile.task)
+        todo.append((replace(run, arm=r.arm, seed=r.seed), ("--trained-on", r.profile.task)))
+    lanes = lanes_for(run, len(todo))
+    one = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")} if lanes > 1 else {}
+    with ThreadPoolExecutor(lanes) as pool:
+        for line in pool.map(lambda job: _launched("episodes", job[0], *job[1], **one), todo):
+            print(line)
 
 # %% ../nbs/lib/runs.ipynb #5f94fe45
 @contextlib.contextmanager

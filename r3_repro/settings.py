@@ -124,9 +124,24 @@ class TrainingSettings(BaseModel):
     use_vllm: bool = False
     vllm_mode: Literal["colocate", "server"] = "colocate"
     vllm_memory: float = Field(default=0.3, gt=0, lt=1)
+    shared_prefix: bool = Field(default=True, description="run the prompt of a group once, where the model allows it")
+    zero_variance: Literal["keep", "skip", "refill"] = Field(
+        default="keep", description="what to do with groups of equal rewards"
+    )
+    refill_rounds: int = Field(default=3, ge=1, description="refill: further batches sampled a step at most")
+    lora_rank: int = Field(default=0, ge=0, description="0 = all weights are trained; else the rank of an adapter")
+    lora_alpha: int = Field(default=32, ge=1, description="scale of the adapter: alpha / rank")
     random_reward_p: float = Field(default=0.5, gt=0, lt=1, description="success rate of the random_reward arm")
     save_steps: int = Field(ge=1, description="a checkpoint every so many steps")
     sample_steps: int = Field(ge=1, description="sample conversations are stored every so many steps")
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
+        default="tensorboard", description="where curves go besides log.jsonl; wandb sends them away from this machine"
+    )
+    stop_after: int = Field(default=20, ge=1, description="steps in a row that a sign of trouble must last to end the run")
+    stop_entropy: float = Field(default=0.001, ge=0, description="a mean entropy below this, in nats, is a sign")
+    stop_clipped: float = Field(default=0.95, gt=0, le=1, description="a larger share of clipped completions is a sign")
+    stop_garbled: float = Field(default=0.5, gt=0, le=1, description="a larger share of garbled completions is a sign")
+    stop_sampler: float = Field(default=0.1, gt=0, description="a larger mean difference of vLLM's log-probabilities is a sign")
 
 # %% ../nbs/lib/settings.ipynb #2a7570f3
 def one_of(
@@ -150,8 +165,8 @@ def different(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 # %% ../nbs/lib/settings.ipynb #0e6d13c8
-ARMS = ("r3", "random_reward")
-"Names of the arms that can be trained; what each of them pays is said in chapter 03."
+ARMS = ("r3", "random_reward", "all_tokens", "plain_grpo")
+"Names of the arms that can be trained: see `arms`."
 
 SUITES = ("tiny", "paper")
 "Names of the forgetting suites; their benchmarks are in chapter 06."

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .pipeline import shown_progress, verdict_lines
+from .arms import ARMS
 from .runs import REFUSED, Run, atomic, evaluate_all, launch, open_run, plain_refusal, preflight
 from .settings import SettingsError, find_home
 
@@ -39,9 +40,11 @@ def study(
     with shown_progress():
         for stage in ("datasets", "failures"):
             launch(stage, run)
-        with ThreadPoolExecutor(jobs) as pool:
-            for finished in [pool.submit(launch, "train", r) for r in todo]:
-                finished.result()
+        for wave in (False, True):  # an arm that is matched with another is trained after it
+            with ThreadPoolExecutor(jobs) as pool:
+                trainings = [pool.submit(launch, "train", r) for r in todo if (ARMS[r.arm].trains == "attempt") == wave]
+                for finished in trainings:
+                    finished.result()
         evaluate_all(run, transfer)
         launch("forgetting", run)
 
