@@ -121,6 +121,10 @@ class TrainingSettings(BaseModel):
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False
+    sharding: Literal["none", "fsdp2", "zero3"] = Field(
+        default="none", description="how the GPUs share weights, gradients, optimiser"
+    )
+    lora_rank: int = Field(default=0, ge=0, description="rank of the LoRA adapters that are trained; 0 = all weights")
     use_vllm: bool = False
     vllm_mode: Literal["colocate", "server"] = "colocate"
     vllm_memory: float = Field(default=0.3, gt=0, lt=1)
@@ -226,6 +230,10 @@ def impossible(p: Profile) -> list[str]:
         out.append(
             f"batch_size = {p.batch_size} is not divisible by micro_batch * processes = {p.micro_batch} * {p.processes}: "
             "lower micro_batch, or choose a multiple"
+        )
+    if p.sharding != "none" and p.processes == 1:
+        out.append(
+            f"sharding = {p.sharding!r}, but processes = 1 has nobody to share with: set sharding = none, or more processes"
         )
     if p.use_vllm and p.vllm_mode == "colocate" and p.vllm_memory > 0.8:
         out.append(f"vllm_memory = {p.vllm_memory} leaves too little for training beside it: at most 0.8 with colocate")
