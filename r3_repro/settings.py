@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from .tasks import get_task
+from .tasks import BUILT_IN, get_task
 
 # %% ../nbs/lib/settings.ipynb #643f7196
 class SettingsError(ValueError):
@@ -275,7 +275,10 @@ def _impossible_mining(p: Profile) -> list[str]:
     return out
 
 # %% ../nbs/lib/settings.ipynb #2644c885
-def _section(ini: configparser.ConfigParser, name: str, path: Path, task: str, seen: tuple[str, ...] = ()) -> dict[str, str]:
+def _section(
+    ini: configparser.ConfigParser, name: str, path: Path, special: tuple[str, ...], seen: tuple[str, ...] = ()
+) -> dict[str, str]:
+    "What a profile says, with what it is based on; `special`: the task and the model, whose own sections come last."
     if name not in ini or "." in name:
         profiles = [s for s in ini.sections() if "." not in s]
         close = difflib.get_close_matches(name, profiles, 1)
@@ -285,9 +288,9 @@ def _section(ini: configparser.ConfigParser, name: str, path: Path, task: str, s
         raise SettingsError(f"{path.name}: based_on goes in a circle: {' -> '.join([*seen, name])}")
     own = dict(ini[name])
     base = own.pop("based_on", None)
-    special = f"{name}.{task}"
-    own |= dict(ini[special]) if special in ini else {}
-    return (_section(ini, base, path, task, (*seen, name)) if base else {}) | own
+    for section in (f"{name}.{s}" for s in special):
+        own |= dict(ini[section]) if section in ini else {}
+    return (_section(ini, base, path, special, (*seen, name)) if base else {}) | own
 
 # %% ../nbs/lib/settings.ipynb #67077e88
 def _own_options(
@@ -339,11 +342,25 @@ def _read(path: Path) -> configparser.ConfigParser:
     except configparser.Error as e:
         raise SettingsError(f"{path} is not a valid INI file: {e}") from e
     for section in ini.sections():
-        if "." in section and section.split(".", 1)[0] not in ini:
-            raise SettingsError(f"{path.name} [{section}]: there is no profile [{section.split('.', 1)[0]}]")
+        if "." in section:
+            _check_special(ini, section, path)
     return ini
 
 
+def _check_special(ini: configparser.ConfigParser, section: str, path: Path) -> None:
+    profile, _, special = section.partition(".")
+    if profile not in ini:
+        raise SettingsError(f"{path.name} [{section}]: there is no profile [{profile}]")
+    if special not in BUILT_IN and "/" not in special and ":" not in special:
+        raise SettingsError(
+            f"{path.name} [{section}]: {special!r} is neither a task ({', '.join(sorted(BUILT_IN))}, package.module:ATTRIBUTE) "
+            "nor a model (owner/name, or a folder)"
+        )
+    fixed = ("task", "based_on", "model") if "/" in special else ("task", "based_on")
+    if bad := [k for k in fixed if k in ini[section]]:
+        raise SettingsError(f"{path.name} [{section}] {bad[0]}: cannot be set there; put it into [{profile}]")
+
+# %% ../nbs/lib/settings.ipynb #5a1f0c3e
 def load_profile(
     name: str = "smoke",  # a section of settings.ini
     path: str | Path | None = None,  # another settings file; default: `R3_SETTINGS`, else the repository's
@@ -353,16 +370,18 @@ def load_profile(
     path = Path(path or os.environ.get("R3_SETTINGS") or find_home() / "settings.ini")
     ini = _read(path)
     given = {k: v for k, v in overrides.items() if v not in ("", None)}
-    task = given.get("task") or _section(ini, name, path, "").get("task", "")
-    values = _section(ini, name, path, task) | given
+    task = given.get("task") or _section(ini, name, path, ()).get("task", "")
+    model = given.get("model") or _section(ini, name, path, (task,)).get("model", "")
+    values = _section(ini, name, path, (task, model)) | given
+    shown = name if f"{name}.{model}" not in ini else f"{name}] with [{name}.{model}"
     try:
         own = get_task(task).options if task else {}
         rest, options = _own_options(values, own)
         return Profile(name=name, options=options, **rest)
     except ValidationError as e:
-        raise SettingsError(_message(e, name, values, path, list(own))) from e
+        raise SettingsError(_message(e, shown, values, path, list(own))) from e
     except ValueError as e:
-        raise SettingsError(f"{path.name} [{name}] {e}") from e
+        raise SettingsError(f"{path.name} [{shown}] {e}") from e
 
 # %% ../nbs/lib/settings.ipynb #c1dc5d92
 def model_path(
