@@ -27,6 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from .engines import load_model, load_tokenizer, render, template_hash
 from .datasets import dataset_hashes
+from .plan import vllm_context
 from r3_repro.runs import (
     Run,
     atomic,
@@ -295,11 +296,12 @@ def build_trainer(run: Run, failures: pd.DataFrame) -> R3Trainer:
     path, task = model_path(run.profile), get_task(run.profile.task)
     tokenizer, model = load_tokenizer(path, run.profile.tool_format), load_model(path, "float32", device="cpu")
     data = training_set(failures, task, run.profile, run.seed)
-    _check_context(model, tokenizer, data, run.profile)
+    config, longest = grpo_config(run), _check_context(model, tokenizer, data, run.profile)
+    config.vllm_max_model_length = vllm_context(longest, getattr(model.config, "max_position_embeddings", None) or 10**9)
     run.training.mkdir(parents=True, exist_ok=True)
     trainer = R3Trainer(
         model=model,
-        args=grpo_config(run),
+        args=config,
         train_dataset=data,
         processing_class=tokenizer,
         reward_funcs=_pay,
@@ -312,7 +314,8 @@ def build_trainer(run: Run, failures: pd.DataFrame) -> R3Trainer:
     return trainer
 
 
-def _check_context(model: Any, tokenizer: Any, data: Dataset, p: Profile) -> None:
+def _check_context(model: Any, tokenizer: Any, data: Dataset, p: Profile) -> int:
+    "Tokens of the longest conversation with its retry; raises `SettingsError` if the model's context is shorter."
     room = getattr(model.config, "max_position_embeddings", None) or 10**9
     prompts = {json.dumps(m, sort_keys=True): m for m in data["prompt"]}.values()
     prompt = max(len(render(tokenizer, m)) for m in prompts)
@@ -322,6 +325,7 @@ def _check_context(model: Any, tokenizer: Any, data: Dataset, p: Profile) -> Non
             f"[{p.name}] the longest failure needs {need} tokens with reflection and retry, the model's context has {room}: "
             "lower max_reflection_tokens or max_answer_tokens"
         )
+    return need
 
 # %% ../nbs/03_train.ipynb #dc3a8cf5
 _TRAINED_BY = {*TrainingSettings.model_fields, "task", "dtype", "tool_format", "retry_request", "temperature", "top_p"}
