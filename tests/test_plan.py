@@ -151,7 +151,7 @@ def test_heads_must_be_divisible() -> None:
     ("wrong", "said_"),
     [
         ("stepps=3", "did you mean 'steps'"),
-        ("sharding=fsdp2 processes=1", "nobody to share with"),
+        ("sharding=fsdp2 processes=1", "sharding = 'fsdp2'"),
         ("micro_batch=60", "not divisible"),
     ],
 )
@@ -217,7 +217,7 @@ def test_a_stage_is_launched_where_the_file_alone_would_be_refused(tmp_path: Pat
     own = tmp_path / "settings.ini"
     own.write_text((find_home() / "settings.ini").read_text() + "\n[one]\nbased_on = paper\nprocesses = 1\n")
     monkeypatch.setenv("R3_SETTINGS", str(own))
-    with pytest.raises(SettingsError, match="nobody to share with"):
+    with pytest.raises(SettingsError, match="sharding = 'fsdp2'"):
         open_run("one", model="Qwen/Qwen2.5-7B-Instruct")
     run = open_run("one", model="Qwen/Qwen2.5-7B-Instruct", sharding="none", lora_rank=32)
     sets = dict(c.removeprefix("--set=").split("=", 1) for c in stage_command("train", run) if c.startswith("--set="))
