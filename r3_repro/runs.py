@@ -470,10 +470,19 @@ def stage_command(
     if module == "train":
         start += ["accelerate.commands.launch", f"--num_processes={p.processes}", "--num_machines=1", "--dynamo_backend=no"]
         start += ["--mixed_precision=" + ("bf16" if p.dtype == "bfloat16" else "no"), "-m"]
-    changed = load_profile(p.name, task=p.task).flat()
-    sets = [f"--set={k}={_as_ini(v)}" for k, v in p.flat().items() if changed[k] != v]
-    named = ["--profile", p.name, "--task", p.task, "--arm", run.arm, "--seed", str(run.seed), "--root", str(run.root)]
+    known = _as_written(p)
+    sets = [f"--set={k}={_as_ini(v)}" for k, v in p.flat().items() if known.get(k, ()) != v and v not in ("", ())]
+    named = ["--profile", p.name, "--task", p.task, "--model", p.model, "--arm", run.arm, "--seed", str(run.seed)]
+    named += ["--root", str(run.root)]
     return [*start, f"r3_repro.{module}", *named, *sets, *extra]
+
+
+def _as_written(p: Profile) -> dict[str, Any]:
+    "The settings of the profile, task and model as the file has them; empty where they are impossible without changes."
+    try:
+        return load_profile(p.name, task=p.task, model=p.model).flat()
+    except SettingsError:
+        return {}
 
 
 def _as_ini(value: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from .tasks import get_task
+from .tasks import BUILT_IN, get_task
 
 # %% ../nbs/lib/settings.ipynb #643f7196
 class SettingsError(ValueError):
@@ -121,6 +121,10 @@ class TrainingSettings(BaseModel):
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False
+    sharding: Literal["none", "fsdp2", "zero3"] = Field(
+        default="none", description="how the GPUs share weights, gradients, optimiser"
+    )
+    lora_rank: int = Field(default=0, ge=0, description="rank of the LoRA adapters that are trained; 0 = all weights")
     use_vllm: bool = False
     vllm_mode: Literal["colocate", "server"] = "colocate"
     vllm_memory: float = Field(default=0.3, gt=0, lt=1)
@@ -129,7 +133,6 @@ class TrainingSettings(BaseModel):
         default="keep", description="what to do with groups of equal rewards"
     )
     refill_rounds: int = Field(default=3, ge=1, description="refill: further batches sampled a step at most")
-    lora_rank: int = Field(default=0, ge=0, description="0 = all weights are trained; else the rank of an adapter")
     lora_alpha: int = Field(default=32, ge=1, description="scale of the adapter: alpha / rank")
     random_reward_p: float = Field(default=0.5, gt=0, lt=1, description="success rate of the random_reward arm")
     save_steps: int = Field(ge=1, description="a checkpoint every so many steps")
@@ -242,6 +245,10 @@ def impossible(p: Profile) -> list[str]:
             f"batch_size = {p.batch_size} is not divisible by micro_batch * processes = {p.micro_batch} * {p.processes}: "
             "lower micro_batch, or choose a multiple"
         )
+    if p.sharding != "none" and p.processes == 1:
+        out.append(
+            f"sharding = {p.sharding!r}, but processes = 1 has nobody to share with: set sharding = none, or more processes"
+        )
     if p.use_vllm and p.vllm_mode == "colocate" and p.vllm_memory > 0.8:
         out.append(f"vllm_memory = {p.vllm_memory} leaves too little for training beside it: at most 0.8 with colocate")
     return out + _impossible_engine(p) + _impossible_mining(p)
@@ -282,7 +289,10 @@ def _impossible_mining(p: Profile) -> list[str]:
     return out
 
 # %% ../nbs/lib/settings.ipynb #2644c885
-def _section(ini: configparser.ConfigParser, name: str, path: Path, task: str, seen: tuple[str, ...] = ()) -> dict[str, str]:
+def _section(
+    ini: configparser.ConfigParser, name: str, path: Path, special: tuple[str, ...], seen: tuple[str, ...] = ()
+) -> dict[str, str]:
+    "What a profile says, with what it is based on; `special`: the task and the model, whose own sections come last."
     if name not in ini or "." in name:
         profiles = [s for s in ini.sections() if "." not in s]
         close = difflib.get_close_matches(name, profiles, 1)
@@ -292,9 +302,9 @@ def _section(ini: configparser.ConfigParser, name: str, path: Path, task: str, s
         raise SettingsError(f"{path.name}: based_on goes in a circle: {' -> '.join([*seen, name])}")
     own = dict(ini[name])
     base = own.pop("based_on", None)
-    special = f"{name}.{task}"
-    own |= dict(ini[special]) if special in ini else {}
-    return (_section(ini, base, path, task, (*seen, name)) if base else {}) | own
+    for section in (f"{name}.{s}" for s in special):
+        own |= dict(ini[section]) if section in ini else {}
+    return (_section(ini, base, path, special, (*seen, name)) if base else {}) | own
 
 # %% ../nbs/lib/settings.ipynb #67077e88
 def _own_options(
@@ -346,11 +356,25 @@ def _read(path: Path) -> configparser.ConfigParser:
     except configparser.Error as e:
         raise SettingsError(f"{path} is not a valid INI file: {e}") from e
     for section in ini.sections():
-        if "." in section and section.split(".", 1)[0] not in ini:
-            raise SettingsError(f"{path.name} [{section}]: there is no profile [{section.split('.', 1)[0]}]")
+        if "." in section:
+            _check_special(ini, section, path)
     return ini
 
 
+def _check_special(ini: configparser.ConfigParser, section: str, path: Path) -> None:
+    profile, _, special = section.partition(".")
+    if profile not in ini:
+        raise SettingsError(f"{path.name} [{section}]: there is no profile [{profile}]")
+    if special not in BUILT_IN and "/" not in special and ":" not in special:
+        raise SettingsError(
+            f"{path.name} [{section}]: {special!r} is neither a task ({', '.join(sorted(BUILT_IN))}, package.module:ATTRIBUTE) "
+            "nor a model (owner/name, or a folder)"
+        )
+    fixed = ("task", "based_on", "model") if "/" in special else ("task", "based_on")
+    if bad := [k for k in fixed if k in ini[section]]:
+        raise SettingsError(f"{path.name} [{section}] {bad[0]}: cannot be set there; put it into [{profile}]")
+
+# %% ../nbs/lib/settings.ipynb #5a1f0c3e
 def load_profile(
     name: str = "smoke",  # a section of settings.ini
     path: str | Path | None = None,  # another settings file; default: `R3_SETTINGS`, else the repository's
@@ -360,16 +384,18 @@ def load_profile(
     path = Path(path or os.environ.get("R3_SETTINGS") or find_home() / "settings.ini")
     ini = _read(path)
     given = {k: v for k, v in overrides.items() if v not in ("", None)}
-    task = given.get("task") or _section(ini, name, path, "").get("task", "")
-    values = _section(ini, name, path, task) | given
+    task = given.get("task") or _section(ini, name, path, ()).get("task", "")
+    model = given.get("model") or _section(ini, name, path, (task,)).get("model", "")
+    values = _section(ini, name, path, (task, model)) | given
+    shown = name if f"{name}.{model}" not in ini else f"{name}] with [{name}.{model}"
     try:
         own = get_task(task).options if task else {}
         rest, options = _own_options(values, own)
         return Profile(name=name, options=options, **rest)
     except ValidationError as e:
-        raise SettingsError(_message(e, name, values, path, list(own))) from e
+        raise SettingsError(_message(e, shown, values, path, list(own))) from e
     except ValueError as e:
-        raise SettingsError(f"{path.name} [{name}] {e}") from e
+        raise SettingsError(f"{path.name} [{shown}] {e}") from e
 
 # %% ../nbs/lib/settings.ipynb #c1dc5d92
 def model_path(

@@ -37,6 +37,7 @@ from .arms import arm_of, effective, joined, spread
 from .engines import load_model, load_tokenizer, render, template_hash
 from .datasets import dataset_hashes
 from .groups import batch_of, differs, fullest, rows_of, without_flat
+from .plan import vllm_context
 from r3_repro.runs import (
     Run,
     atomic,
@@ -423,23 +424,24 @@ def tidy(folder: Path) -> None:
         with atomic(folder / name) as part:
             part.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
 
-# %% ../nbs/03_train.ipynb #700823ff
+# %% ../nbs/03_train.ipynb #c67911a0
 def adapter(p: Profile) -> LoraConfig:
     "LoRA on every linear layer (arXiv 2106.09685); the model without it is the reference of the KL term."
     return LoraConfig(
         r=p.lora_rank, lora_alpha=p.lora_alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
 
-
+# %% ../nbs/03_train.ipynb #700823ff
 def build_trainer(run: Run, failures: pd.DataFrame) -> R3Trainer:
     "The trainer of a run; raises `SettingsError` for an unknown arm or a context that is too short."
     p, path, task, whole = run.profile, model_path(run.profile), get_task(run.profile.task), arm_of(run).trains == "attempt"
     tokenizer, model = load_tokenizer(path, p.tool_format), load_model(path, "float32", device="cpu")
     data = training_set(failures, task, p, run.seed, whole)
-    longest = _check_context(model, tokenizer, data, p, whole)
+    config, longest = grpo_config(run), _check_context(model, tokenizer, data, p, whole)
+    config.vllm_max_model_length = vllm_context(longest, getattr(model.config, "max_position_embeddings", None) or 10**9)
     run.training.mkdir(parents=True, exist_ok=True)
     trainer = R3Trainer(
-        model=model, args=grpo_config(run), train_dataset=data, processing_class=tokenizer, reward_funcs=_pay,
+        model=model, args=config, train_dataset=data, processing_class=tokenizer, reward_funcs=_pay,
         peft_config=adapter(p) if p.lora_rank else None, task=task, run=run,
     )  # fmt: skip
     if p.shared_prefix:
