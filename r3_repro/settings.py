@@ -121,6 +121,7 @@ class TrainingSettings(BaseModel):
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False
+    sharding: Literal["none", "fsdp2", "zero3"] = "none"  # what spreads weights, gradients and optimiser over the processes
     use_vllm: bool = False
     vllm_mode: Literal["colocate", "server"] = "colocate"
     vllm_memory: float = Field(default=0.3, gt=0, lt=1)
@@ -226,6 +227,11 @@ def impossible(p: Profile) -> list[str]:
         out.append(
             f"batch_size = {p.batch_size} is not divisible by micro_batch * processes = {p.micro_batch} * {p.processes}: "
             "lower micro_batch, or choose a multiple"
+        )
+    if p.sharding != "none" and p.processes < 2:
+        out.append(
+            f"sharding = {p.sharding!r} spreads one training over processes, but processes = {p.processes}: "
+            "raise processes, or set sharding = none"
         )
     if p.use_vllm and p.vllm_mode == "colocate" and p.vllm_memory > 0.8:
         out.append(f"vllm_memory = {p.vllm_memory} leaves too little for training beside it: at most 0.8 with colocate")
