@@ -39,12 +39,11 @@ def environment() -> dict[str, str]:
     return os.environ | offline | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_TORCH_DEVICE": "cpu"}
 
 
-def drive(run: Run, trainings: list[dict[str, Any]], folder: Path, fsdp2: bool = False) -> None:
+def drive(run: Run, trainings: list[dict[str, Any]], plan: Path) -> None:
     "Run trainings in the processes that the package's own launch line of a run starts."
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.json").write_text(json.dumps({"fsdp2": fsdp2, "trainings": trainings}))
+    plan.write_text(json.dumps(trainings))
     line = stage_command("train", run)
-    line[line.index("r3_repro.train") - 1 :] = [str(DRIVER), str(folder / "plan.json")]
+    line[line.index("r3_repro.train") - 1 :] = [str(DRIVER), str(plan)]
     done = subprocess.run(line, cwd=find_home(), env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
@@ -107,7 +106,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         | {"out": str(root / f"one-{k}")}
         for k in ONE
     ]
-    drive(one(root, "whole"), plans, root / "plan-one")
+    drive(one(root, "whole"), plans, root / "plan-one.json")
     for name in ("two", "sharded", "end"):
         for kept in ("smoke/countdown/dataset", "smoke/countdown/tiny-base2/failures"):
             shutil.copytree(root / "one" / kept, root / name / kept)
@@ -115,8 +114,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def plain(root: Path) -> Path:
-    "The same by two processes from the recording, and a training in which one of them has nothing but successes."
+def together(root: Path) -> Path:
+    """By two processes: the same from the recording, plain and sharded, and some trainings with reflections of their own.
+
+    One launch line, that of FSDP2, for all of them: to import everything takes longer than to train."""
     plans: list[dict[str, Any]] = [
         {"argv": words(two(root, k)), "keep_order": k == "cut", "replay": str(root / f"{k}.json"), "out": str(root / f"two-{k}")}
         for k in TWO
@@ -124,7 +125,12 @@ def plain(root: Path) -> Path:
     lucky = open_run("smoke", root=str(root / "two"), seed=2, processes=2, **SIZE, **TWO["whole"])
     plans += [{"argv": words(lucky), "succeeds": 1, "out": str(root / "lucky")}]
     plans += [{"argv": words(cut_off(root)), "stop": 1, "out": str(root / "cut-off")}]
-    drive(two(root, "whole"), plans, root / "plan-two")
+    run, tape = two(root, "whole", "sharded", sharding="fsdp2"), {"replay": str(root / "whole.json"), "sharded": True}
+    own = open_run("smoke", root=str(root / "sharded"), seed=2, processes=2, **SIZE, **TWO["whole"], sharding="fsdp2")
+    plans += [{"argv": words(run), **tape, "stop": 1, "out": str(root / "sharded-first")}]
+    plans += [{"argv": words(run), **tape, "out": str(root / "sharded-second")}]
+    plans += [{"argv": words(own), "sharded": True, "hasty": 1, "out": str(root / "sharded-own")}]
+    drive(run, plans, root / "plan-two.json")
     return root
 
 
@@ -143,10 +149,10 @@ def same_training(a: Run, b: Run, loss: float, grad: float, weight: float) -> No
 
 
 @pytest.mark.parametrize("kind", ["whole", "cut"])
-def test_two_processes_train_as_one_does(plain: Path, kind: str) -> None:
+def test_two_processes_train_as_one_does(together: Path, kind: str) -> None:
     """`whole`: half the micro-batch in each process, a loss that is normalised over the whole batch.
     `cut`: the same micro-batches, for `bnpo`, which is normalised over each of them."""
-    (alone,), both = seen(plain / f"one-{kind}"), seen(plain / f"two-{kind}")
+    (alone,), both = seen(together / f"one-{kind}"), seen(together / f"two-{kind}")
     assert alone["world"] == 1 and [s["world"] for s in both] == [2, 2] and "MULTI_CPU" in both[0]["kind"]
     for step in range(SIZE["steps"]):
         rewards, advantages = alone["rewards"][step], alone["advantages"][step]
@@ -156,12 +162,12 @@ def test_two_processes_train_as_one_does(plain: Path, kind: str) -> None:
         if kind == "cut":  # in the order of the batch
             np.testing.assert_allclose(joined, advantages, atol=1e-6)
         np.testing.assert_allclose(sorted(joined), sorted(advantages), atol=1e-6)
-    same_training(one(plain, kind), two(plain, kind), loss=1e-6, grad=1e-4, weight=1e-6)
+    same_training(one(together, kind), two(together, kind), loss=1e-6, grad=1e-4, weight=1e-6)
 
 
-def test_a_group_is_compared_across_processes(plain: Path) -> None:
+def test_a_group_is_compared_across_processes(together: Path) -> None:
     "The middle one of three groups lies half in one process and half in the other; its mean is taken over all eight."
-    both, size, half = seen(plain / "two-cut"), SIZE["group_size"], SIZE["batch_size"] // 2
+    both, size, half = seen(together / "two-cut"), SIZE["group_size"], SIZE["batch_size"] // 2
     spread = 0
     for step in range(SIZE["steps"]):
         middle = np.array(both[0]["rewards"][step][size : 2 * size])
@@ -172,9 +178,9 @@ def test_a_group_is_compared_across_processes(plain: Path) -> None:
     assert spread, "the middle group never had rewards that differ"
 
 
-def test_every_process_takes_the_second_step(plain: Path) -> None:
+def test_every_process_takes_the_second_step(together: Path) -> None:
     "Also one whose retries all succeed: a process that skips a step leaves the others waiting."
-    both, half = seen(plain / "lucky"), SIZE["batch_size"] // 2
+    both, half = seen(together / "lucky"), SIZE["batch_size"] // 2
     wanted = [{"step": s, "turn": t, "prompts": half} for s in range(SIZE["steps"]) for t in (0, 1)]
     for process in both:
         assert [{k: c[k] for k in wanted[0]} for c in process["calls"]] == wanted
@@ -185,34 +191,19 @@ def test_every_process_takes_the_second_step(plain: Path) -> None:
 # ── Sharded ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(scope="module")
-def sharded(plain: Path) -> Path:
-    "FSDP2 over two processes: from the recording, stopped and resumed; and with reflections of its own."
-    run = two(plain, "whole", "sharded", sharding="fsdp2")
-    again = open_run("smoke", root=str(plain / "sharded"), seed=2, processes=2, **SIZE, **TWO["whole"], sharding="fsdp2")
-    tape = {"replay": str(plain / "whole.json")}
-    plans: list[dict[str, Any]] = [
-        {"argv": words(run), **tape, "stop": 1, "out": str(plain / "sharded-first")},
-        {"argv": words(run), **tape, "out": str(plain / "sharded-second")},
-        {"argv": words(again), "hasty": 1, "out": str(plain / "sharded-own")},
-    ]
-    drive(run, plans, plain / "plan-sharded", fsdp2=True)
-    return plain
-
-
-def test_sharded_training_is_the_same(sharded: Path) -> None:
+def test_sharded_training_is_the_same(together: Path) -> None:
     "The file that is shipped for `sharding = fsdp2`, through accelerate, transformers and TRL, and a resumed run."
-    first, second = seen(sharded / "sharded-first"), seen(sharded / "sharded-second")
+    first, second = seen(together / "sharded-first"), seen(together / "sharded-second")
     assert all("FSDP" in s["kind"] and s["world"] == 2 for s in first + second)
     assert [c["step"] for c in first[0]["calls"]] == [0, 0] and [c["step"] for c in second[0]["calls"]] == [1, 1]
-    a, b = two(sharded, "whole"), two(sharded, "whole", "sharded", sharding="fsdp2")
+    a, b = two(together, "whole"), two(together, "whole", "sharded", sharding="fsdp2")
     same_training(a, b, loss=1e-6, grad=1e-4, weight=1e-6)
     assert {k: v.dtype for k, v in weights(b).items()} == {k: v.dtype for k, v in base(b).items()}, "not the whole model"
 
 
-def test_a_process_that_is_done_helps_the_others_to_finish(sharded: Path) -> None:
+def test_a_process_that_is_done_helps_the_others_to_finish(together: Path) -> None:
     "Each token of the longest reflection gathers every layer from both processes; one that went on alone would wait for ever."
-    both = seen(sharded / "sharded-own")
+    both = seen(together / "sharded-own")
     assert all([c["turn"] for c in s["calls"]] == [0, 1] * SIZE["steps"] for s in both)
     longest = [max(c["longest"] for c in s["calls"] if c["turn"] == 0) for s in both]
     assert longest[1] == 3 < longest[0], "both wanted the same number of tokens: the test would say nothing"
@@ -229,10 +220,10 @@ sys.exit(max(p.wait() for p in started))
 
 
 def test_the_stage_trains_with_two_processes_and_resumes_on_two_machines(
-    plain: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    together: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     "As users start it: processes that sample, log, checkpoint and save one model, here by two launchers that meet at a port."
-    root = plain
+    root = together
     for key, value in environment().items():
         monkeypatch.setenv(key, value)
     run = cut_off(root)

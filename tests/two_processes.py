@@ -2,8 +2,7 @@
 
     <the launch line of a profile> tests/two_processes.py PLAN
 
-PLAN is a JSON file: `{"fsdp2": false, "trainings": [{…}, …]}`. Each training has `argv`, the arguments of `r3_repro.train`,
-and `out`, and may have
+PLAN is a JSON file, a list of trainings. Each has `argv`, the arguments of `r3_repro.train`, and `out`, and may have
 
     mine        mine the failures first
     record      write what is generated to this file
@@ -12,6 +11,7 @@ and `out`, and may have
     succeeds    a process whose retries all succeed, whatever they say
     stop        raise after the checkpoint of this step
     hasty       a process whose reflections end after three tokens
+    sharded     train as the launch line says, which is that of FSDP2; without it, the launch line's sharding is taken back
     out         what this process saw goes to `<out>-<rank>.json`
 
 Sampling hangs on the random state of each process, so one process and two never draw the same reflections. What must be equal is
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import DistributedType, PartialState
+from accelerate.state import AcceleratorState, DistributedType, PartialState
 from transformers import TrainerCallback
 
 from r3_repro import runs
@@ -35,12 +35,21 @@ from r3_repro import runs
 Plan = dict[str, Any]
 
 
-def fsdp2_without_gpus() -> None:
-    "Let accelerate shard on processors: it knows FSDP for GPUs only, PyTorch for both."
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    torch.distributed.init_process_group("gloo")
-    PartialState._prepare_backend = lambda self, *_, **__: ("gloo", DistributedType.MULTI_GPU)  # type: ignore[method-assign]
-    runs._check_processes = lambda *_: None  # which says the same to users
+PREPARE, CHECK = PartialState._prepare_backend, runs._check_processes
+SHARDING = {k: v for k, v in os.environ.items() if k.startswith(("FSDP_", "ACCELERATE_USE_FSDP"))}
+
+
+def set_sharding(on: bool) -> None:
+    "Plain or sharded from here on. PyTorch shards on processors too, accelerate on GPUs only: it is told that these are GPUs."
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for key, value in SHARDING.items():
+        os.environ.pop(key, None)
+        if on:
+            os.environ[key] = value
+    PartialState._prepare_backend = (lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)) if on else PREPARE  # type: ignore[method-assign]
+    runs._check_processes = (lambda *_: None) if on else CHECK  # which tells users that there is no GPU
+    if on and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
 
 
 class Stop(TrainerCallback):
@@ -128,10 +137,8 @@ def train(plan: Plan) -> None:
 
 
 if __name__ == "__main__":
-    everything = json.loads(Path(sys.argv[1]).read_text())
-    if everything.get("fsdp2"):
-        fsdp2_without_gpus()
-    for each in everything["trainings"]:
+    for each in json.loads(Path(sys.argv[1]).read_text()):
+        set_sharding(bool(each.get("sharded")))
         train(each)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
