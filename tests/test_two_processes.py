@@ -92,6 +92,13 @@ def two(root: Path, kind: str, name: str = "two", **more: Any) -> Run:
     return open_run("smoke", root=str(root / name), seed=SEEDS[kind], processes=2, **SIZE, **TWO[kind], **more)
 
 
+def coarse(root: Path) -> Run:
+    "Larger micro-batches than in `cut`, of the same rows."
+    return open_run(
+        "smoke", root=str(root / "coarse"), seed=SEEDS["cut"], processes=2, **SIZE, **(TWO["cut"] | {"micro_batch": 12})
+    )
+
+
 def cut_off(root: Path) -> Run:
     "A training that is stopped after its first step."
     return open_run("smoke", root=str(root / "end"), processes=2, **(SIZE | {"steps": 4}), **TWO["whole"])
@@ -107,7 +114,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for k in ONE
     ]
     drive(one(root, "whole"), plans, root / "plan-one.json")
-    for name in ("two", "sharded", "end"):
+    for name in ("two", "coarse", "sharded", "end"):
         for kept in ("smoke/countdown/dataset", "smoke/countdown/tiny-base2/failures"):
             shutil.copytree(root / "one" / kept, root / name / kept)
     return root
@@ -122,6 +129,7 @@ def together(root: Path) -> Path:
         {"argv": words(two(root, k)), "keep_order": k == "cut", "replay": str(root / f"{k}.json"), "out": str(root / f"two-{k}")}
         for k in TWO
     ]
+    plans += [{"argv": words(coarse(root)), "replay": str(root / "cut.json"), "out": str(root / "coarse")}]
     lucky = open_run("smoke", root=str(root / "two"), seed=2, processes=2, **SIZE, **TWO["whole"])
     plans += [{"argv": words(lucky), "succeeds": 1, "out": str(root / "lucky")}]
     plans += [{"argv": words(cut_off(root)), "stop": 1, "out": str(root / "cut-off")}]
@@ -176,6 +184,13 @@ def test_a_group_is_compared_across_processes(together: Path) -> None:
         np.testing.assert_allclose(ours, wanted, atol=1e-5)
         spread += middle.std() > 0
     assert spread, "the middle group never had rewards that differ"
+
+
+def test_bnpo_depends_on_the_micro_batch(together: Path) -> None:
+    "The same reflections and rewards, another loss: why `micro_batch` and `processes` are part of a run's identity."
+    fine, larger = log_of(two(together, "cut")), log_of(coarse(together))
+    assert seen(together / "coarse")[0]["rewards"] == seen(together / "two-cut")[0]["rewards"]
+    assert np.abs(fine["loss"] - larger["loss"]).max() > 1e-3
 
 
 def test_every_process_takes_the_second_step(together: Path) -> None:
