@@ -194,7 +194,7 @@ def main(
     argv: list[str] | None = None,  # default: the process's own arguments
 ) -> None:
     "Prepare the datasets that the command line names."
-    summary = prepare(parse_run("Make or load problems, split and describe them.", argv))
+    summary = prepare(parse_run("Make or load problems, split and describe them.", argv, "datasets"))
     print(f"datasets: {summary['train']['problems']:,} problems to train on, {summary['test']['problems']:,} held out")
 
 

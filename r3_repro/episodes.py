@@ -244,7 +244,9 @@ def main(
     ap = argparse.ArgumentParser(add_help=False)
     ap.add_argument("--trained-on", default="")
     own, rest = ap.parse_known_args(argv)
-    run = parse_run("Held-out problems through attempt, reflection, retry. --trained-on TASK takes that task's weights.", rest)
+    run = parse_run(
+        "Held-out problems through attempt, reflection, retry. --trained-on TASK takes that task's weights.", rest, "episodes"
+    )
     t = evaluate(run, own.trained_on)
     two = t.attempt_ok | t.retry_ok.fillna(False)
     shown = [f"{m}: {t.attempt_ok[t['mode'] == m].mean():.1%} → {two[t['mode'] == m].mean():.1%}" for m in run.profile.modes]

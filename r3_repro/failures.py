@@ -429,6 +429,7 @@ def main(
         "Sample attempts, verify them, keep the failures. --dry-run [SECONDS]: draw for a while, store nothing, tell what it "
         "would cost. --push OWNER/NAME [--public]: upload what was mined, with its card, to the hub.",
         rest,
+        "failures",
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if own.push:

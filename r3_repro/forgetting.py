@@ -467,7 +467,7 @@ def main(
     argv: list[str] | None = None,  # default: the process's own arguments
 ) -> None:
     "Examine all models of the run that the command line names; its arm and seed do not matter here."
-    run = parse_run("lm-eval on the vanilla model and on every trained one, with one frozen protocol.", argv)
+    run = parse_run("lm-eval on the vanilla model and on every trained one, with one frozen protocol.", argv, "forgetting")
     names = examine_all(run)
     print(f"forgetting: {len(names)} models examined in suite {run.profile.forgetting_suite!r}: {', '.join(names)}")
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PATIENCE', 'WHAT', 'REFUSED', 'Run', 'open_run', 'atomic', 'atomic_folder', 'write_json', 'write_parquet', 'locked',
            'unclean', 'versions', 'hardware', 'file_hash', 'write_manifest', 'hub_commit', 'model_hash', 'source_hash',
-           'task_hash', 'differences', 'claim', 'preflight', 'stage_command', 'launch', 'trained_runs', 'weights',
-           'transfers', 'lanes_for', 'evaluate_all', 'plain_refusal', 'parse_run', 'timed']
+           'task_hash', 'differences', 'claim', 'preflight', 'stage_words', 'stage_command', 'launch', 'trained_runs',
+           'weights', 'transfers', 'lanes_for', 'evaluate_all', 'plain_refusal', 'parse_run', 'timed']
 
 # %% ../nbs/lib/runs.ipynb #614804dc
 import argparse
@@ -23,6 +23,7 @@ import inspect
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ import pandas as pd
 import psutil
 
 from . import prompts
+from .cluster import ON_EACH, launch_line, machines
 from .generation import EngineError
 from .settings import ARMS, Profile, SettingsError, find_home, load_profile, model_path
 from .tasks import Task, digest, get_task
@@ -420,22 +422,45 @@ def _check_hub(where: str, name: str, kind: str) -> None:
         )
 
 # %% ../nbs/lib/runs.ipynb #d8bd445c
-def _check_machine(p: Profile) -> None:
-    needs = f"profile [{p.name}] wants a GPU (use_vllm = {p.use_vllm}, dtype = {p.dtype})"
-    if p.use_vllm or p.dtype == "bfloat16" or p.processes > 1:
-        import torch
+_ASKING = ("failures", "episodes")
+"Stages that generate with the profile's engine."
 
-        there = torch.cuda.device_count()
-        if not there and (p.use_vllm or p.dtype == "bfloat16"):
-            raise SettingsError(f"{needs} and there is none: choose PROFILE=tiny, or set use_vllm = false and dtype = float32")
-        if there and p.processes > there:
-            raise SettingsError(
-                f"processes = {p.processes}, but there are {there} GPUs: set processes = {there} and check micro_batch"
-            )
-    if p.use_vllm and importlib.util.find_spec("vllm") is None:
+
+def _check_machine(p: Profile, stage: str) -> None:
+    trains, half = stage in ("", "train"), p.dtype == "bfloat16"
+    if trains and p.use_vllm and importlib.util.find_spec("vllm") is None:
         raise SettingsError("use_vllm = True, but vllm is not installed: pip install 'r3_repro[vllm]', or set use_vllm = false")
+    own = stage in _ASKING and p.engine in ("vllm", "transformers")  # a server or a pool has its GPUs elsewhere
+    wants = half and (trains or own or stage == "forgetting")
+    if not (wants or (trains and (p.use_vllm or p.processes > 1))):
+        return
+    import torch
+
+    there = torch.cuda.device_count()
+    if not there and (wants or p.use_vllm):
+        raise SettingsError(
+            f"profile [{p.name}] wants a GPU (use_vllm = {p.use_vllm}, dtype = {p.dtype}) and there is none: "
+            "choose PROFILE=tiny, or set use_vllm = false and dtype = float32"
+        )
+    if trains:
+        _check_processes(p, there)
 
 
+def _check_processes(p: Profile, there: int) -> None:
+    here = p.processes // machines().count
+    if there and here > there:
+        raise SettingsError(
+            f"processes = {p.processes}, but there are {there} GPUs on each machine: set processes = {there}, or name more "
+            "machines (NNODES), and check micro_batch"
+        )
+    if p.sharding != "none" and not there:
+        raise SettingsError(
+            f"sharding = {p.sharding!r}, and there is no GPU: accelerate shards on GPUs only; set sharding = none"
+        )
+    if p.sharding == "zero3" and importlib.util.find_spec("deepspeed") is None:
+        raise SettingsError("sharding = 'zero3', but deepspeed is not installed: pip install deepspeed, or set sharding = fsdp2")
+
+# %% ../nbs/lib/runs.ipynb #2bd88732
 def _check_engine(p: Profile) -> None:
     for package, wanted in (("vllm", "vllm" in (p.engine, p.engine == "ray" and p.ray_engine)), ("ray", p.engine == "ray")):
         if wanted and importlib.util.find_spec(package) is None:
@@ -445,36 +470,50 @@ def _check_engine(p: Profile) -> None:
             )
 
 
-def preflight(run: Run) -> None:
+def preflight(
+    run: Run,
+    stage: str = "",  # the only stage that is run here, by its module's name; "" = all of them
+) -> None:
     "Raise `SettingsError` for what would fail later: arm, task, data options, source, model, GPUs, engine."
     if run.arm not in (*ARMS, "vanilla"):
         close = difflib.get_close_matches(run.arm, ARMS, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise SettingsError(f"unknown arm {run.arm!r}: one of {', '.join(ARMS)}{hint}")
     path = model_path(run.profile)
-    _check_machine(run.profile)
-    _check_engine(run.profile)
+    _check_machine(run.profile, stage)
+    if stage in ("", *_ASKING):
+        _check_engine(run.profile)
     if not Path(path).is_dir():
         _check_hub(f"settings.ini [{run.profile.name}] model = {path!r}", path, "model")
     _check_data(run)
 
 # %% ../nbs/lib/runs.ipynb #48a3930f
-def stage_command(
+def stage_words(
     module: str,  # "datasets", "failures", "train", "episodes" or "forgetting"
     run: Run,
     *extra: str,  # further arguments
 ) -> list[str]:
-    "The command line of one stage of a run."
+    "What stands after `python -m` for one stage of a run: module and arguments."
     p = run.profile
-    start = [sys.executable, "-m"]
-    if module == "train":
-        start += ["accelerate.commands.launch", f"--num_processes={p.processes}", "--num_machines=1", "--dynamo_backend=no"]
-        start += ["--mixed_precision=" + ("bf16" if p.dtype == "bfloat16" else "no"), "-m"]
     known = _as_written(p)
     sets = [f"--set={k}={_as_ini(v)}" for k, v in p.flat().items() if known.get(k, ()) != v and v not in ("", ())]
     named = ["--profile", p.name, "--task", p.task, "--model", p.model, "--arm", run.arm, "--seed", str(run.seed)]
     named += ["--root", str(run.root)]
-    return [*start, f"r3_repro.{module}", *named, *sets, *extra]
+    return [f"r3_repro.{module}", *named, *sets, *extra]
+
+
+def stage_command(
+    module: str,
+    run: Run,
+    *extra: str,
+) -> list[str]:
+    "The command line of one stage of a run; training gets its launcher, and the other machines if there are any."
+    words = stage_words(module, run, *extra)
+    if module != "train":
+        return [sys.executable, "-m", *words]
+    if each := shlex.split(os.environ.get(ON_EACH, "")):
+        return [*each, sys.executable, "-m", "r3_repro.cluster", "train", *words[1:]]
+    return [*launch_line(run.profile, machines()), *words]
 
 
 def _as_written(p: Profile) -> dict[str, Any]:
@@ -504,7 +543,7 @@ def launch(
 
 def _launched(module: str, run: Run, *extra: str, **environment: str) -> str:
     "The last line of a stage that was run to its end."
-    preflight(run)
+    preflight(run, module)
     progress = os.environ.get("R3_PROGRESS")
     tail: list[str] = []
     with contextlib.ExitStack() as stack:
@@ -603,6 +642,7 @@ def _assignment(text: str) -> tuple[str, str]:
 def parse_run(
     description: str,
     argv: list[str] | None = None,  # default: the process's own arguments
+    stage: str = "",  # what runs here, for `preflight`
 ) -> Run:
     "The run named by --profile --task --model --arm --seed --root --set KEY=VALUE, after `preflight`; exits with 2 if wrong."
     ap = argparse.ArgumentParser(description=description)
@@ -614,7 +654,7 @@ def parse_run(
     )
     a = ap.parse_args(argv)
     run = open_run(a.profile, arm=a.arm, seed=a.seed, root=a.root, **{"task": a.task, "model": a.model} | dict(a.set))
-    preflight(run)
+    preflight(run, stage)
     return run
 
 

@@ -245,9 +245,10 @@ def impossible(p: Profile) -> list[str]:
             f"batch_size = {p.batch_size} is not divisible by micro_batch * processes = {p.micro_batch} * {p.processes}: "
             "lower micro_batch, or choose a multiple"
         )
-    if p.sharding != "none" and p.processes == 1:
+    if p.sharding != "none" and p.processes < 2:
         out.append(
-            f"sharding = {p.sharding!r}, but processes = 1 has nobody to share with: set sharding = none, or more processes"
+            f"sharding = {p.sharding!r} spreads one training over processes, but processes = {p.processes}: "
+            "raise processes, or set sharding = none"
         )
     if p.use_vllm and p.vllm_mode == "colocate" and p.vllm_memory > 0.8:
         out.append(f"vllm_memory = {p.vllm_memory} leaves too little for training beside it: at most 0.8 with colocate")
