@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'samplings', 'take_through', 'as_table', 'episode_files', 'source_run', 'identity', 'check_held_out',
-           'seen_by_base', 'evaluate', 'main']
+           'seen_by_base', 'evaluate', 'check_served', 'main']
 
 # %% ../nbs/lib/episodes.ipynb #9f66ba77
 import argparse
@@ -216,16 +216,25 @@ def evaluate(
     return table
 
 # %% ../nbs/lib/episodes.ipynb #680d7c2d
+def check_served(
+    profile: Profile,
+    path: str,  # of the weights
+    arm: str,
+) -> None:
+    "Raise `SettingsError` where a server would be asked for trained weights, which it does not have."
+    if profile.engine == "server" and arm != "vanilla":
+        raise SettingsError(
+            f"engine = server asks for {profile.model}, not for the trained weights in {path}: evaluate this arm with "
+            "engine = vllm or transformers, or serve the weights and evaluate them as a model of their own "
+            "(--model, --arm vanilla)"
+        )
+
+
 def _episodes(run: Run, path: str, problems: list[Problem], arm: str) -> tuple[pd.DataFrame, dict[str, float], str]:
     "Episodes of every mode, the seconds that each took, and the hash of the chat template."
     from r3_repro.engines import template_hash
 
-    if run.profile.engine == "server" and arm != "vanilla":
-        raise SettingsError(
-            f"engine = server asks for {run.profile.model}, not for the trained weights in {path}: evaluate this arm with "
-            "engine = vllm or transformers, or serve the weights and evaluate them as a model of their own "
-            "(--model, --arm vanilla)"
-        )
+    check_served(run.profile, path, arm)
     p, task, seconds, parts = run.profile, get_task(run.profile.task), dict[str, float](), []
     with contextlib.closing(open_engine(p, path)) as engine:
         for mode in p.modes:

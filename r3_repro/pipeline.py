@@ -221,7 +221,7 @@ def own_files(run: Run) -> list[Path]:
     names = ["vanilla", *(replace(run, arm=arm).name for arm in run.profile.arms)]
     folders = [run.dataset, run.failures, *(run.model_dir / "training" / n for n in names)]
     files = [f for folder in folders for f in folder.rglob("*")]
-    files += [f for kind in ("episodes", "forgetting") for n in names for f in (run.model_dir / kind).glob(f"{n}.*")]
+    files += [f for kind in ("episodes", "controls", "forgetting") for n in names for f in (run.model_dir / kind).glob(f"{n}.*")]
     files += [run.model_dir / "tables" / "verdicts.csv"]
     return sorted(f for f in files if f.is_file() and not f.name.startswith("."))
 

@@ -31,7 +31,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from . import reflections, stored
+from . import contribution, reflections, stored
 from r3_repro.plots import (
     arm_order, arm_style, legend_below, new_figure, save_figure, save_table, show_interval, show_p, show_points, signed,
 )  # fmt: skip
@@ -1172,6 +1172,7 @@ def make_results(
         made += save_figure(plot_errors(why), f, "errors")
     made += save_figure(plot_accuracy(episodes, f"{e.task}, {e.model}, {e.problems:,} held-out problems"), f, "accuracy")
     made += save_figure(plot_differences(e.each, e.over), f, "differences")
+    made += contribution.make_contribution(folder, episodes, task, LEAST_PROBLEMS, INTERVALS)
     return made + make_transfer(folder) + make_training(folder)
 
 

@@ -489,7 +489,7 @@ def preflight(
 
 # %% ../nbs/lib/runs.ipynb #48a3930f
 def stage_words(
-    module: str,  # "datasets", "failures", "train", "episodes" or "forgetting"
+    module: str,  # "datasets", "failures", "train", "episodes", "controls" or "forgetting"
     run: Run,
     *extra: str,  # further arguments
 ) -> list[str]:
@@ -533,7 +533,7 @@ REFUSED = "r3_repro: "
 
 
 def launch(
-    module: str,  # a module of the package with a command line: "failures", "train", "episodes", "forgetting"
+    module: str,  # a module of the package with a command line, as for `stage_command`
     run: Run,
     *extra: str,  # further arguments
 ) -> None:
@@ -604,6 +604,12 @@ def lanes_for(
     return max(1, min(cores, jobs))
 
 
+def _evaluated(run: Run, *extra: str, **environment: str) -> str:
+    "The last line of a run's episodes, and of its controls where the profile asks for some."
+    said = _launched("episodes", run, *extra, **environment)
+    return f"{said}\n{_launched('controls', run, **environment)}" if run.profile.controls and not extra else said
+
+
 def evaluate_all(
     run: Run,
     transfer: bool = False,  # also what other tasks trained
@@ -615,7 +621,7 @@ def evaluate_all(
     lanes = lanes_for(run, len(todo))
     one = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")} if lanes > 1 else {}
     with ThreadPoolExecutor(lanes) as pool:
-        for line in pool.map(lambda job: _launched("episodes", job[0], *job[1], **one), todo):
+        for line in pool.map(lambda job: _evaluated(job[0], *job[1], **one), todo):
             print(line)
 
 # %% ../nbs/lib/runs.ipynb #5f94fe45

@@ -17,7 +17,7 @@ from pathlib import Path
 from .pipeline import shown_progress, verdict_lines
 from .arms import ARMS
 from .runs import REFUSED, Run, atomic, evaluate_all, launch, open_run, plain_refusal, preflight
-from .settings import SettingsError, find_home
+from .settings import CONTROLS, SettingsError, find_home
 
 # %% ../nbs/lib/study.ipynb #8c06b28c
 def runs_of(
@@ -54,6 +54,7 @@ PUBLISHED = (
     "*/failures/summary.json", "*/failures/manifest.json",
     "*/training/*/manifest.json", "*/training/*/log.jsonl", "*/training/*/samples.jsonl",
     "*/episodes/*.parquet", "*/episodes/*.manifest.json",
+    "*/controls/*.parquet", "*/controls/*.manifest.json",
     "*/transfer/*.parquet", "*/transfer/*.manifest.json", "*/forgetting/*.json",
 )  # fmt: skip
 "Patterns, below the folder of a task, of the files that are published."
@@ -94,10 +95,11 @@ def main(
     ap.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     ap.add_argument("--jobs", type=int, default=1, help="trainings side by side, one thread each")
     ap.add_argument("--transfer", action="store_true", help="also evaluate what was trained on the profile's other tasks")
+    ap.add_argument("--controls", action="store_true", help="also retry failed problems without their own reflection")
     ap.add_argument("--no-publish", action="store_true")
     a = ap.parse_args(argv)
     try:
-        run = open_run(a.profile, a.task, a.model, root=a.root)
+        run = open_run(a.profile, a.task, a.model, root=a.root, controls=CONTROLS if a.controls else None)
         if a.jobs > 1:
             os.environ.setdefault("OMP_NUM_THREADS", "1")
         study(run, a.seeds, a.jobs, a.transfer)

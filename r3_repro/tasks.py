@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Message', 'BUILT_IN', 'RETRY_REQUEST', 'Problem', 'Verdict', 'Task', 'get_task', 'user', 'assistant',
-           'attempt_messages', 'reflection_messages', 'retry_messages', 'digest']
+           'attempt_messages', 'reflection_messages', 'retry_messages', 'bare_retry_messages', 'digest']
 
 # %% ../nbs/lib/tasks.ipynb #76ae4fac
 import hashlib
@@ -109,6 +109,11 @@ def reflection_messages(task: Task, problem: Problem, attempt: str) -> list[Mess
 def retry_messages(reflecting: list[Message], reflection: str, retry_request: str = RETRY_REQUEST) -> list[Message]:
     "The conversation that asks for the second attempt, from the one that asked for the reflection (paper, section 3)."
     return [*reflecting, assistant(reflection), user(retry_request)]
+
+
+def bare_retry_messages(task: Task, problem: Problem, attempt: str, retry_request: str = RETRY_REQUEST) -> list[Message]:
+    "The conversation that asks for a second attempt at once, without a reflection: a control (see `controls`)."
+    return [*attempt_messages(task, problem), assistant(attempt), user(retry_request)]
 
 # %% ../nbs/lib/tasks.ipynb #ecfc348e
 def digest(

@@ -107,14 +107,15 @@ def test_a_finished_reproduction_is_recognised(elsewhere: Path, reproduced: Path
 
 def test_a_second_run_makes_nothing_anew(reproduced: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "The stages that the chapters start, once more: no weights, attempts, episodes or log lines are written again."
-    from r3_repro import datasets, episodes, failures, forgetting, train
+    from r3_repro import controls, datasets, episodes, failures, forgetting, train
 
     for key, value in environment(elsewhere).items():
         monkeypatch.setenv(key, value)
     first = stamps(elsewhere)
     assert {Path(k).name for k in first} >= {"model.safetensors", "failures.parquet", "log.jsonl", "vanilla.json"}
     common = ["--profile", "smoke", "--root", str(elsewhere)]
-    for stage, arm in [(datasets, "r3"), (failures, "r3"), (train, "r3"), (episodes, "vanilla"), (episodes, "r3")]:
+    evaluated = [(stage, arm) for stage in (episodes, controls) for arm in ("vanilla", "r3")]
+    for stage, arm in [(datasets, "r3"), (failures, "r3"), (train, "r3"), *evaluated]:
         stage.main([*common, "--arm", arm])
     forgetting.main(common)
     assert stamps(elsewhere) == first
@@ -142,7 +143,8 @@ def test_figures_are_shown_as_pictures(reproduced: Path) -> None:
 def test_every_result_has_its_manifest(reproduced: Path) -> None:
     manifests = [reproduced / "failures/manifest.json", reproduced / "training/r3-seed0/manifest.json"]
     manifests += [*sorted(reproduced.glob("episodes/*.manifest.json")), reproduced.parent / "dataset/manifest.json"]
-    assert len(manifests) >= 5
+    manifests += sorted(reproduced.glob("controls/*.manifest.json"))
+    assert len(manifests) >= 7
     for m in manifests:
         known = json.loads(m.read_text())
         for key in (

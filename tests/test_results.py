@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from r3_repro import figures, plots, reflections, results, stats, stored
+from r3_repro import contribution, figures, plots, reflections, results, stats, stored
 from r3_repro.figures import main as make_figures
 from r3_repro.results import NO, UNTESTABLE, YES
 
@@ -330,7 +330,7 @@ def test_a_table_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pyte
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("module", [stats, plots, stored, results, reflections, figures], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [stats, plots, stored, results, reflections, figures, contribution], ids=lambda m: m.__name__)
 def test_public_functions_say_what_each_parameter_is(module: Any) -> None:
     silent = []
     lines = inspect.getsource(module).splitlines()

@@ -126,7 +126,7 @@ def test_a_killed_launcher_is_started_again_at_once(mined, uninterrupted, tmp_pa
 # ── One process a folder ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("stage", ["datasets", "failures", "train", "episodes"])
+@pytest.mark.parametrize("stage", ["datasets", "failures", "train", "episodes", "controls"])
 def test_a_second_process_in_the_same_folder_is_refused(stage, mined, tmp_path, monkeypatch, capsys):
     root = tmp_path / "root"
     shutil.copytree(mined, root)
@@ -136,12 +136,15 @@ def test_a_second_process_in_the_same_folder_is_refused(stage, mined, tmp_path, 
         "failures": (run.failures, ""),
         "train": (run.training, ""),
         "episodes": (run.model_dir / "episodes", "vanilla"),
+        "controls": (run.model_dir / "controls", "vanilla"),
     }[stage]
     for manifest in (run.dataset / "manifest.json", run.failures / "manifest.json"):
         if stage == manifest.parent.name or (stage == "datasets" and manifest.parent.name == "dataset"):
             manifest.unlink()
     monkeypatch.setattr(runs, "PATIENCE", 0.2)
-    more = ["--arm", "vanilla"] if stage == "episodes" else []
+    more = ["--arm", "vanilla"] if stage in ("episodes", "controls") else []
+    if stage == "controls":
+        episodes.evaluate(replace(run, arm="vanilla"))
     with locked(folder, name), pytest.raises(SystemExit) as refused:
         importlib.import_module(f"r3_repro.{stage}").main(["--profile", "smoke", "--root", str(root), *more])
     assert refused.value.code == 2
@@ -215,7 +218,7 @@ def test_a_changed_task_is_noticed_by_every_stage(change, tmp_path, monkeypatch)
 # ── Mistakes on the command line ───────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("stage", ["datasets", "failures", "train", "episodes", "forgetting"])
+@pytest.mark.parametrize("stage", ["datasets", "failures", "train", "episodes", "controls", "forgetting"])
 def test_a_stage_says_a_mistake_in_one_line(stage, tmp_path, capsys):
     with pytest.raises(SystemExit) as refused:
         importlib.import_module(f"r3_repro.{stage}").main(["--root", str(tmp_path), "--set", "top_p=2"])
