@@ -290,8 +290,9 @@ def test_stopped_before_its_manifest_it_begins_anew(world: Any, monkeypatch: pyt
 
 def test_evaluation_makes_the_controls_that_the_profile_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for wanted, stages in (((), ["episodes"]), (("none",), ["episodes", "controls"])):
-        launched = []
-        monkeypatch.setattr(runs, "launch", lambda module, run, *extra, to=launched: to.append((module, run.name)))
+        launched: list[tuple[str, str]] = []
+        noted = lambda module, run, *extra, to=launched, **env: str(to.append((module, run.name)))  # noqa: E731
+        monkeypatch.setattr(runs, "_launched", noted)
         evaluate_all(replace(small(tmp_path), profile=load_profile("smoke", controls=wanted)))
         assert launched == [(s, "vanilla-seed0") for s in stages]
 
