@@ -532,6 +532,12 @@ REFUSED = "r3_repro: "
 "How a stage begins the one line that says why it does not run."
 
 
+def _own_words(lines: list[str]) -> list[str]:
+    "The lines before torchrun reports, at length, that a process of several has failed."
+    report = next((i for i, line in enumerate(lines) if "torch/distributed/elastic/multiprocessing/api.py" in line), None)
+    return lines[:report]
+
+
 def launch(
     module: str,  # a module of the package with a command line, as for `stage_command`
     run: Run,
@@ -546,6 +552,7 @@ def _launched(module: str, run: Run, *extra: str, **environment: str) -> str:
     preflight(run, module)
     progress = os.environ.get("R3_PROGRESS")
     tail: list[str] = []
+    refusal: list[str] = []
     with contextlib.ExitStack() as stack:
         follow = stack.enter_context(open(progress, "ab", buffering=0)) if progress else None
         env = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
@@ -558,12 +565,14 @@ def _launched(module: str, run: Run, *extra: str, **environment: str) -> str:
             if follow:
                 follow.write(block)
             text = block.decode(errors="replace")
-            tail = ("".join(tail) + text).splitlines(keepends=True)[-40:]
+            tail = ("".join(tail) + text).splitlines(keepends=True)
+            refusal = [line for line in tail if line.startswith(REFUSED)] or refusal  # torchrun says a lot after it
+            tail = tail[-400:]
         code = process.wait()
-    if refusal := [line for line in tail if line.startswith(REFUSED)]:
+    if refusal:
         raise SettingsError(refusal[-1].removeprefix(REFUSED).strip())
     if code:
-        raise RuntimeError(f"stage {module!r} failed with exit code {code}; its last lines:\n{''.join(tail)}")
+        raise RuntimeError(f"stage {module!r} failed with exit code {code}; its last lines:\n{''.join(_own_words(tail)[-40:])}")
     return "".join(tail).rstrip().splitlines()[-1] if tail else f"{module}: done"
 
 # %% ../nbs/lib/runs.ipynb #0559d636

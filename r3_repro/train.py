@@ -10,6 +10,7 @@ __all__ = ['MARKER', 'STOPS', 'training_set', 'grpo_config', 'Answers', 'R3Train
 import contextlib
 import json
 import math
+import os
 import random
 import shutil
 import time
@@ -34,6 +35,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from .arms import arm_of, effective, joined, spread
+from .cluster import check_processes
 from .engines import load_model, load_tokenizer, render, template_hash
 from .datasets import dataset_hashes
 from .groups import batch_of, differs, fullest, rows_of, without_flat
@@ -113,6 +115,8 @@ def grpo_config(run: Run) -> GRPOConfig:
     "The profile in TRL's words."
     p, whole = run.profile, arm_of(run).trains == "attempt"
     accumulation = p.batch_size // (p.micro_batch * p.processes)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")  # else "cpu:0" with several processes, which torch.load refuses
     return GRPOConfig(
         output_dir=str(run.training / "checkpoints"), **_method(p),
         max_completion_length=p.max_answer_tokens if whole else p.max_reflection_tokens,
@@ -504,6 +508,7 @@ def _train(run: Run, failures_file: Path, identity: dict[str, Any]) -> None:
     seconds: dict[str, float] = {}
     with timed(seconds, "prepare"):
         trainer = build_trainer(run, pd.read_parquet(failures_file))
+        check_processes(run.profile, trainer.accelerator.num_processes)
         if trainer.accelerator.is_main_process:
             tidy(run.training)
         trainer.accelerator.wait_for_everyone()
@@ -554,6 +559,8 @@ def main(argv: list[str] | None = None) -> None:
         train(run)
     except Stopped as e:
         raise SettingsError(str(e)) from e
+    if os.environ.get("RANK", "0") != "0":
+        return
     log = read_log(run.training / "log.jsonl")
     first, last = log.head(10).retry_success.mean(), log.tail(10).retry_success.mean()
     print(f"train {run.name}: {len(log)} steps, retry success of the first ten {first:.1%}, of the last ten {last:.1%}")

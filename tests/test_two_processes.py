@@ -20,7 +20,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from r3_repro.runs import Run, launch, open_run, stage_command, stage_words
-from r3_repro.settings import find_home
+from r3_repro.settings import SettingsError, find_home
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def environment() -> dict[str, str]:
     path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     # torch.load does not know a device "cpu:0", which is what accelerate calls it
-    return os.environ | offline | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_TORCH_DEVICE": "cpu"}
+    return os.environ | offline | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def drive(run: Run, trainings: list[dict[str, Any]], plan: Path) -> None:
@@ -267,3 +267,11 @@ def test_the_stage_trains_with_two_processes_and_resumes_on_two_machines(
     assert manifest["profile"]["processes"] == 2 and manifest["steps"] == 4
     assert apart(weights(run), base(run)) > 1e-5 and not (run.training / "checkpoints").exists()
     assert {len(r) for r in pd.read_json(run.training / "samples.jsonl", lines=True)["reflection"]} != {0}
+
+
+def test_a_refusal_comes_through_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "torchrun says forty lines and more after a process has said why it does not run."
+    for key, value in environment().items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(SettingsError, match=r"^no failures at .*chapter 02"):
+        launch("train", open_run("smoke", root=str(tmp_path), processes=2, **SIZE, **TWO["whole"]))
