@@ -565,7 +565,8 @@ def hours(p: Profile, s: Shape, tok: Lengths, m: Machine, train: bool = True) ->
     n, first = p.test_size * len(p.modes), tok.prompt + tok.answer + TURNS / 2
     seconds = bulk_seconds(p, s, tok, m, n, tok.prompt, tok.answer, n)
     seconds += bulk_seconds(p, s, tok, m, n * m.failed, first, tok.reflection, n * m.failed)
-    seconds += bulk_seconds(p, s, tok, m, n * m.failed, first + tok.reflection + TURNS / 2, tok.answer, n * m.failed)
+    retries = n * m.failed * (1 + len(p.controls))
+    seconds += bulk_seconds(p, s, tok, m, retries, first + tok.reflection + TURNS / 2, tok.answer, retries)
     models = 1 + len(p.arms) if train else 1
     rows.append((f"evaluation, {models} model{'s' if models > 1 else ''}", copies * p.tensor_parallel, models * seconds / copies))
     return pd.DataFrame([{"stage": w, "GPUs": g, "hours": t / 3600, "GPU hours": g * t / 3600} for w, g, t in rows])
