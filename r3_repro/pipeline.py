@@ -133,7 +133,7 @@ SKIP = "skip-execution"
 
 def _is_example(source: str) -> bool:
     "Whether a cell neither defines what is exported nor only imports."
-    if source.lstrip().startswith("#| export"):
+    if re.match(r"\s*#\|\s*export", source):
         return False
     return not all(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(source).body)
 

@@ -475,7 +475,7 @@ def _check_context(model: Any, tokenizer: Any, data: Dataset, p: Profile, whole:
         )
     return need
 
-# %% ../nbs/03_train.ipynb #dc3a8cf5
+# %% ../nbs/03_train.ipynb #28d67c39
 STOPS = {name for name in TrainingSettings.model_fields if name.startswith("stop_")}
 
 _TRAINED_BY = {*TrainingSettings.model_fields, "task", "dtype", "tool_format", "retry_request", "temperature", "top_p"}
@@ -489,7 +489,7 @@ def _identity(run: Run, failures_file: Path) -> dict[str, Any]:
     own = {"base_model": model_hash(model_path(run.profile)), "failures": file_hash(failures_file)}
     return {"settings": settings} | own | {"task": task_hash(get_task(run.profile.task))} | dataset_hashes(run)
 
-
+# %% ../nbs/03_train.ipynb #dc3a8cf5
 def train(run: Run) -> Path:
     "Train one arm and seed on the mined failures; resumes after a kill, returns at once if it is done already."
     failures_file = run.failures / "failures.parquet"
@@ -550,7 +550,7 @@ def _finish(run: Run, trainer: R3Trainer, seconds: dict[str, float], identity: d
     )  # fmt: skip
     shutil.rmtree(run.training / "checkpoints", ignore_errors=True)
 
-
+# %% ../nbs/03_train.ipynb #0a0b6f55
 @plain_refusal()
 def main(argv: list[str] | None = None) -> None:
     "Train the run that the command line names."
