@@ -26,7 +26,7 @@ import pandas as pd
 import pyarrow as pa
 
 from r3_repro.attempts import Attempt, Writer, compact, connect, counts, fetch, read_outcomes, segments
-from r3_repro.runs import hardware, versions, write_json
+from r3_repro.runs import provenance, write_json
 
 SAMPLES, WANTED = 64, 25_000
 ERRORS = ["wrong_value", "wrong_numbers", "no_answer", "unfinished_answer", "not_an_expression"]
@@ -197,9 +197,8 @@ def main() -> None:
         a.out.mkdir(parents=True, exist_ok=True)
         save_table(table, a.out, "attempts_store", caption="What the store of attempts costs, beside the same with pandas.")
         save_table(disk_table, a.out, "attempts_store_disk", caption="The store of attempts on disk.")
-        command = f"python benchmarks/attempts_store.py --attempts {a.attempts} --naive {a.naive}"
-        made_with = versions() | {"pyarrow": pa.__version__, "duckdb": duckdb.__version__}
-        write_json(a.out / "manifest.json", {"command": command, "versions": made_with, "hardware": hardware()})
+        made_with = {"pyarrow": pa.__version__, "duckdb": duckdb.__version__}
+        write_json(a.out / "attempts_store.manifest.json", provenance() | {"store": made_with})
 
 
 if __name__ == "__main__":

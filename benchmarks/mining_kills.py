@@ -26,7 +26,7 @@ from r3_repro.attempts import compact, read_outcomes, relation, segments
 from r3_repro.datasets import problems_of
 from r3_repro.failures import draw
 from r3_repro.generation import Instant, seed_of
-from r3_repro.runs import open_run
+from r3_repro.runs import open_run, provenance, write_json
 
 BUFFER, ROUND, SAMPLES = 32, 8, 8
 
@@ -70,6 +70,7 @@ def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--kills", type=int, default=1000)
     ap.add_argument("--problems", type=int, default=12_500, help=f"each with {SAMPLES} attempts")
+    ap.add_argument("--out", type=Path, help="JSON file for the record")
     a = ap.parse_args()
     rng, count = random.Random(0), multiprocessing.Value("q", 0, lock=False)
     mean = max(1, int(0.9 * a.problems * SAMPLES / a.kills))  # so that the work outlasts the kills
@@ -100,6 +101,10 @@ def main() -> None:
         f"{lost:,} of {handed_out:,}, at most {most_lost} by one (buffer {BUFFER} + round {ROUND}); {merged} segments merged away"
     )
     assert kills == a.kills, "the work ended before the kills: raise --problems"
+    if a.out:
+        told = {"kills": kills, "attempts": end.drawn, "doubled": end.doubled, "missing_in_the_end": 0, "handed_out": handed_out}
+        told |= {"lost": lost, "most_lost_by_one": most_lost, "buffer": BUFFER, "round": ROUND, "seconds": round(seconds, 1)}
+        write_json(a.out, told | provenance())
 
 
 if __name__ == "__main__":

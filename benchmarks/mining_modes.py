@@ -27,7 +27,7 @@ from r3_repro.failures import draw
 from r3_repro.generation import Request
 from r3_repro.modes import counted, expected_samples
 from r3_repro.plots import save_table
-from r3_repro.runs import hardware, open_run, versions, write_json
+from r3_repro.runs import open_run, provenance, write_json
 from r3_repro.settings import model_path
 from r3_repro.tasks import Problem, Verdict
 
@@ -96,8 +96,7 @@ def main() -> None:
     print(table.to_markdown(index=False))
     if a.out:
         save_table(table, a.out, "mining_modes", caption="The same kept problems by two mining modes.")
-        command = f"python benchmarks/mining_modes.py --problems {a.problems} --samples {a.samples}"
-        write_json(a.out / "manifest.json", {"command": command, "versions": versions(), "hardware": hardware()})
+        write_json(a.out / "mining_modes.manifest.json", provenance())
 
 
 if __name__ == "__main__":

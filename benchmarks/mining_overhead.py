@@ -23,7 +23,7 @@ from r3_repro.datasets import problems_of
 from r3_repro.engines import load_tokenizer, render
 from r3_repro.failures import draw
 from r3_repro.generation import seed_of
-from r3_repro.runs import hardware, open_run, versions, write_json
+from r3_repro.runs import open_run, provenance, write_json
 from r3_repro.settings import model_path
 from r3_repro.tasks import attempt_messages, get_task
 from r3_repro.vllm_engine import VLLM
@@ -90,9 +90,7 @@ def main() -> None:
         f"ours / plain {told['ratio_median']:.3f} [{told['ratio_low']:.3f}, {told['ratio_high']:.3f}], median of pairs"
     )
     if a.out:
-        write_json(
-            a.out, told | {"command": "python benchmarks/mining_overhead.py", "versions": versions(), "hardware": hardware()}
-        )
+        write_json(a.out, told | provenance())
 
 
 if __name__ == "__main__":

@@ -735,6 +735,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'r3_repro.runs.parse_run': ('lib/runs.html#parse_run', 'r3_repro/runs.py'),
                                'r3_repro.runs.plain_refusal': ('lib/runs.html#plain_refusal', 'r3_repro/runs.py'),
                                'r3_repro.runs.preflight': ('lib/runs.html#preflight', 'r3_repro/runs.py'),
+                               'r3_repro.runs.provenance': ('lib/runs.html#provenance', 'r3_repro/runs.py'),
                                'r3_repro.runs.source_hash': ('lib/runs.html#source_hash', 'r3_repro/runs.py'),
                                'r3_repro.runs.stage_command': ('lib/runs.html#stage_command', 'r3_repro/runs.py'),
                                'r3_repro.runs.stage_words': ('lib/runs.html#stage_words', 'r3_repro/runs.py'),

@@ -506,6 +506,11 @@ def readable_training(
         if f"{c}_start" in table:
             show = show_points if title.endswith("(%)") else "{:.3g}".format
             out[title] = [f"{show(a)} → {show(b)}" for a, b in zip(table[f"{c}_start"], table[f"{c}_end"], strict=True)]
+    if {"reflect_tokens", "retry_tokens"} <= set(table):
+        tokens = table.reflect_tokens + table.retry_tokens
+        of_r3 = table.seed.map(tokens.where(table.arm == "r3").groupby(table.seed).max())
+        shown = (f" ({t / r:.2f} of r3's)" if r > 0 else "" for t, r in zip(tokens, of_r3, strict=True))
+        out["generated tokens"] = [f"{int(t):,}{s}" for t, s in zip(tokens, shown, strict=True)]
     seconds = [c for c in table if c.startswith("seconds_")]
     return out.assign(seconds=table[seconds].sum(axis=1).map("{:.0f}".format)) if seconds else out
 

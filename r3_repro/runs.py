@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'WHAT', 'REFUSED', 'Run', 'open_run', 'atomic', 'atomic_folder', 'write_json', 'write_parquet', 'locked',
-           'unclean', 'versions', 'hardware', 'file_hash', 'write_manifest', 'hub_commit', 'model_hash', 'source_hash',
-           'task_hash', 'differences', 'claim', 'preflight', 'stage_words', 'stage_command', 'launch', 'trained_runs',
-           'weights', 'transfers', 'lanes_for', 'evaluate_all', 'plain_refusal', 'parse_run', 'timed']
+           'unclean', 'versions', 'hardware', 'file_hash', 'provenance', 'write_manifest', 'hub_commit', 'model_hash',
+           'source_hash', 'task_hash', 'differences', 'claim', 'preflight', 'stage_words', 'stage_command', 'launch',
+           'trained_runs', 'weights', 'transfers', 'lanes_for', 'evaluate_all', 'plain_refusal', 'parse_run', 'timed']
 
 # %% ../nbs/lib/runs.ipynb #614804dc
 import argparse
@@ -243,6 +243,20 @@ def file_hash(
     return h.hexdigest()[:length]
 
 # %% ../nbs/lib/runs.ipynb #0cff0a52
+def provenance() -> dict[str, Any]:
+    "Of a result: command, commit, whether code was changed since, time, versions, hardware."
+    home = str(find_home()) + os.sep
+    changed = unclean(_git("status", "--porcelain", "--untracked-files=all"))
+    return {
+        "command": " ".join(["python", *(a.replace(home, "") for a in sys.orig_argv[1:])]),
+        "git_commit": _git("rev-parse", "HEAD"),  # None = unknown
+        "git_dirty": None if changed is None else bool(changed),
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
 def write_manifest(
     path: Path,  # a manifest is written last: a result without one is not finished
     stage: str,  # which stage of the pipeline
@@ -252,20 +266,13 @@ def write_manifest(
     **more: Any,  # counts and whatever else the stage wants to be on record
 ) -> dict[str, Any]:
     "Write the manifest of one result and return it."
-    home = str(find_home()) + os.sep
-    changed = unclean(_git("status", "--porcelain", "--untracked-files=all"))
     manifest = {
         "stage": stage,
-        "command": " ".join(["python", *(a.replace(home, "") for a in sys.orig_argv[1:])]),
         "profile": run.profile.model_dump(mode="json"),
         "profile_hash": digest(run.profile.model_dump(mode="json")),
         "arm": run.arm,
         "seed": run.seed,
-        "git_commit": _git("rev-parse", "HEAD"),  # None = unknown
-        "git_dirty": None if changed is None else bool(changed),
-        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "hardware": hardware(),
+        **provenance(),
         "hashes": hashes or {},
         "seconds": {k: round(v, 2) for k, v in seconds.items()},
         **more,
@@ -483,7 +490,8 @@ def preflight(
     _check_machine(run.profile, stage)
     if stage in ("", *_ASKING):
         _check_engine(run.profile)
-    if not Path(path).is_dir():
+    hosted = run.profile.engine == "server" and run.profile.server_api == "chat" and stage in _ASKING
+    if not Path(path).is_dir() and not hosted:
         _check_hub(f"settings.ini [{run.profile.name}] model = {path!r}", path, "model")
     _check_data(run)
 

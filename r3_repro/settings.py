@@ -413,7 +413,7 @@ def load_profile(
 def model_path(
     profile: Profile,
 ) -> str:
-    "The folder of the model, or its hub name; raises `SettingsError` for a folder that is not a model, or not there."
+    "Folder, hub name, or what a chat server calls the model; raises `SettingsError` for a folder that is none, or not there."
     name, where = profile.model, f"settings.ini [{profile.name}] model = {profile.model!r}"
     for folder in (Path(name), find_home() / name):
         if folder.is_dir():
@@ -422,6 +422,8 @@ def model_path(
                 lacks = ", ".join(missing) or "*.safetensors"
                 raise SettingsError(f"{where}: {folder} lacks {lacks}")
             return str(folder)
+    if profile.engine == "server" and profile.server_api == "chat" and not name.startswith((".", "/", "~")):
+        return name  # only the server has to know it
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise SettingsError(f"{where}: no such folder, and not a hub name of the form owner/name")
     owner, last = name.split("/")
