@@ -61,7 +61,9 @@ def trainer_of(side: str, a: argparse.Namespace, folder: str) -> Any:
     if a.model == "random":
         torch.manual_seed(0)
         size = dict(hidden_size=384, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=6, num_key_value_heads=2)
-        model = AutoModelForCausalLM.from_config(Qwen2Config(vocab_size=len(tokenizer), **size, max_position_embeddings=4096))
+        config = Qwen2Config(vocab_size=len(tokenizer), **size, max_position_embeddings=4096)
+        AutoModelForCausalLM.from_config(config).save_pretrained(Path(folder, "model"))  # the reference is loaded from there
+        model = AutoModelForCausalLM.from_pretrained(Path(folder, "model"), dtype=torch.float32)
     else:
         model = AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.float32)
     data = training_set(failed, TASK, run.profile, 0)
