@@ -54,7 +54,7 @@ def sources_stay_as_they_are():
 
 def test_every_notebook_runs_under_nbdev_test(tmp_path: Path) -> None:
     env = environment(tmp_path, OMP_NUM_THREADS="1")
-    done = command("nbdev-test", "nbs", "--n-workers", "2", cwd=REPOSITORY, env=env)
+    done = command("nbdev-test", "nbs", "--n-workers", "2", cwd=REPOSITORY, env=env, timeout=1200)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
 
