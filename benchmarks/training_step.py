@@ -33,7 +33,6 @@ from r3_repro.plots import save_table
 from r3_repro.runs import open_run, provenance, write_json
 from r3_repro.settings import find_home
 from r3_repro.shared_prefix import expected_saving
-from r3_repro.tasks import attempt_messages
 from r3_repro.train import R3Trainer, _pay, grpo_config, training_set
 
 TINY = "r3_repro/assets/tiny-base2"
@@ -71,7 +70,6 @@ def trainer_of(side: str, a: argparse.Namespace, folder: str) -> Any:
     trainer: Any = kind(
         model=model, args=grpo_config(run), train_dataset=data, processing_class=tokenizer, reward_funcs=_pay, **own
     )
-    assert attempt_messages(TASK, problem)
     trainer.model.to(trainer.accelerator.device).train()
     trainer.current_gradient_accumulation_steps = a.groups
     trainer.shares = side == "shared"
