@@ -2,8 +2,8 @@
 # make test        all tests
 # make test-vllm   the tests that need vLLM, with its CPU build, in an environment of its own
 # make figures     every table and figure again from results/ alone (installs no torch)
-# make study       the committed results: all arms and seeds of PROFILE, then publish to results/; TRANSFER=1: also what other tasks trained,
-#                  CONTROLS=1: also retries without the own reflection
+# make study       the committed results: all arms and seeds of PROFILE, then publish to results/; ARMS= SEEDS= choose others,
+#                  TRANSFER=1: also what other tasks trained, CONTROLS=1: also retries without the own reflection
 # make docs        the docs site in _site/, with executed notebooks
 # make lint        formatting, linting, types
 
@@ -12,6 +12,7 @@ TASK ?=
 MODEL ?=
 SEED ?= 0
 SEEDS ?= 0 1 2
+ARMS ?=
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
@@ -36,7 +37,7 @@ figures: $(VENV)/.base
 	$(BIN)/python -m r3_repro.figures --root results
 
 study: $(VENV)/.core
-	$(BIN)/python -m r3_repro.study --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seeds $(SEEDS) $(if $(TRANSFER),--transfer) $(if $(CONTROLS),--controls)
+	$(BIN)/python -m r3_repro.study --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seeds $(SEEDS) $(if $(ARMS),--arms $(ARMS)) $(if $(TRANSFER),--transfer) $(if $(CONTROLS),--controls)
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/build.py

@@ -114,7 +114,7 @@ def check_empty(
 ) -> None:
     "Raise `SettingsError` if the chat template refuses an empty answer of the assistant, or leaves it out."
     remedy = (
-        "take the control 'empty' out (as in controls = none other), or give its tokenizer a template that keeps every message"
+        "take the control 'empty' out (as in controls = bare other), or give its tokenizer a template that keeps every message"
     )
     said = [user("zebra one"), assistant("yonder two"), user("xylem three"), assistant(""), user("violet five")]
     try:

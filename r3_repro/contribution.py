@@ -151,7 +151,7 @@ def gain(
     return crossed_interval(own.astype(float) - theirs.astype(float))
 
 # %% ../nbs/lib/contribution.ipynb #060cef88
-AFTER = {"own": "its own", "none": "none", "other": "another problem's", "empty": "an empty one"}
+AFTER = {"own": "its own", "bare": "none", "other": "another problem's", "empty": "an empty one"}
 "Retry -> the reflection that it came after, for readers."
 
 
@@ -230,7 +230,7 @@ def readable(
     return out
 
 # %% ../nbs/lib/contribution.ipynb #bc22d478
-BEYOND = {"none": "a bare retry", "other": "a reflection on another problem", "empty": "an empty reflection"}
+BEYOND = {"bare": "a bare retry", "other": "a reflection on another problem", "empty": "an empty reflection"}
 "Control -> what the own reflection is asked to help beyond."
 
 MARGIN = 0.01  # of all problems: a gain below it counts as none

@@ -53,7 +53,7 @@ def control_messages(
     "The conversation that asks for a control's retry."
     if control not in CONTROLS or (borrowed is None) == (control == "other"):
         raise ValueError(f"control {control!r} with the borrowed reflection {borrowed!r}: 'other' needs one, {CONTROLS} are all")
-    if control == "none":
+    if control == "bare":
         return bare_retry_messages(task, problem, attempt, retry_request)
     return retry_messages(reflection_messages(task, problem, attempt), borrowed or "", retry_request)
 

@@ -174,7 +174,7 @@ ARMS = ("r3", "random_reward", "all_tokens", "plain_grpo")
 SUITES = ("tiny", "paper")
 "Names of the forgetting suites; their benchmarks are in chapter 06."
 
-CONTROLS = ("none", "other", "empty")
+CONTROLS = ("bare", "other", "empty")
 "Controls of the reflection: a retry after none, after another problem's, after an empty one."
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .pipeline import shown_progress, verdict_lines
 from .arms import ARMS
-from .runs import REFUSED, Run, atomic, evaluate_all, launch, open_run, plain_refusal, preflight
+from .runs import REFUSED, Run, atomic, evaluate_all, lanes_for, launch, open_run, plain_refusal, preflight
 from .settings import CONTROLS, SettingsError, find_home
 
 # %% ../nbs/lib/study.ipynb #8c06b28c
@@ -93,16 +93,19 @@ def main(
     for name, default in [("profile", "tiny"), ("task", ""), ("model", ""), ("root", "")]:
         ap.add_argument(f"--{name}", default=default)
     ap.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    ap.add_argument("--jobs", type=int, default=1, help="trainings side by side, one thread each")
+    ap.add_argument("--arms", nargs="+", default=None, help="default: those of the profile")
+    ap.add_argument("--jobs", type=int, default=0, help="trainings side by side; default: one a core, and one alone with GPUs")
     ap.add_argument("--transfer", action="store_true", help="also evaluate what was trained on the profile's other tasks")
     ap.add_argument("--controls", action="store_true", help="also retry failed problems without their own reflection")
     ap.add_argument("--no-publish", action="store_true")
     a = ap.parse_args(argv)
     try:
-        run = open_run(a.profile, a.task, a.model, root=a.root, controls=CONTROLS if a.controls else None)
-        if a.jobs > 1:
+        arms, controls = a.arms and tuple(a.arms), CONTROLS if a.controls else None
+        run = open_run(a.profile, a.task, a.model, root=a.root, arms=arms, controls=controls)
+        jobs = a.jobs or lanes_for(run, len(runs_of(run, a.seeds)))
+        if jobs > 1:
             os.environ.setdefault("OMP_NUM_THREADS", "1")
-        study(run, a.seeds, a.jobs, a.transfer)
+        study(run, a.seeds, jobs, a.transfer)
         if not a.no_publish:
             target = find_home() / "results" / run.task_dir.relative_to(run.root)
             from r3_repro.figures import make

@@ -58,7 +58,7 @@ def test_controls_differ_only_in_what_stands_before_the_retry(task: str) -> None
     problem = get_task(task).problems("test", load_profile("smoke", task=task).data_options)[0]
     reflecting = reflection_messages(get_task(task), problem, "yonder")
     tail = [{"role": "user", "content": "Once more."}]
-    assert found["none"] == reflecting[:2] + tail
+    assert found["bare"] == reflecting[:2] + tail
     for control, said in (("other", "Xylem."), ("empty", "")):
         assert found[control] == [*reflecting, {"role": "assistant", "content": said}, *tail]
 
@@ -83,7 +83,7 @@ def test_one_beginning_and_roles_in_turn(family: str, tokenizer: Any, monkeypatc
         monkeypatch.setattr(tokenizer, "chat_template", template)
     for control, messages in asked().items():
         roles = [m["role"] for m in messages]
-        assert roles == (["user", "assistant"] * 3)[: len(roles)] and len(roles) == (3 if control == "none" else 5)
+        assert roles == (["user", "assistant"] * 3)[: len(roles)] and len(roles) == (3 if control == "bare" else 5)
         ids = render(tokenizer, messages)
         starts = [i for i, token in enumerate(ids) if token == tokenizer.bos_token_id]
         assert starts in ([0], []), family
@@ -167,7 +167,7 @@ def test_few_failed_problems(failed: int, borrowed: int, world: Any) -> None:
     run, _ = world(failed, modes="greedy")
     table = make_controls(run)
     per = table.control.value_counts().to_dict()
-    assert per == {c: n for c, n in {"none": failed, "other": borrowed, "empty": failed}.items() if n}
+    assert per == {c: n for c, n in {"bare": failed, "other": borrowed, "empty": failed}.items() if n}
     problems = json.loads(control_files(run)[1].read_text())["problems"]
     assert problems == ({"greedy": {"failed": failed, "borrowed": borrowed, "same_words": 0}} if failed else {})
     assert make_controls(run).equals(table) and list(table.columns) == controls.CONTROL_COLUMNS
@@ -175,7 +175,7 @@ def test_few_failed_problems(failed: int, borrowed: int, world: Any) -> None:
     assert len(found) == len(table) and not left_out
     shown = contribution.contribution(stored.load_episodes(run.model_dir), found) if len(found) else pd.DataFrame()
     if failed == 1:
-        assert set(shown.retry) == {"own", "none", "other", "empty"} - {"other"}
+        assert set(shown.retry) == {"own", "bare", "other", "empty"} - {"other"}
 
 
 def test_controls_are_made_once_and_added_to(world: Any) -> None:
@@ -220,11 +220,11 @@ def test_a_template_without_empty_answers_is_refused_before_anything_is_asked(
     engine.tokenizer = tokenizer
     monkeypatch.setattr(tokenizer, "chat_template", template)
     monkeypatch.setattr(controls, "open_engine", lambda p, path: engine)
-    with pytest.raises(SettingsError, match=r"controls = none other"):
+    with pytest.raises(SettingsError, match=r"controls = bare other"):
         make_controls(run)
     assert not answer.given and not control_files(run)[0].exists()
-    kept = make_controls(replace(run, profile=run.profile.model_copy(update={"controls": ("none", "other")})))
-    assert set(kept.control) == {"none", "other"}
+    kept = make_controls(replace(run, profile=run.profile.model_copy(update={"controls": ("bare", "other")})))
+    assert set(kept.control) == {"bare", "other"}
 
 
 def test_a_server_is_not_asked_for_trained_weights(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +289,7 @@ def test_stopped_before_its_manifest_it_begins_anew(world: Any, monkeypatch: pyt
 
 
 def test_evaluation_makes_the_controls_that_the_profile_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for wanted, stages in (((), ["episodes"]), (("none",), ["episodes", "controls"])):
+    for wanted, stages in (((), ["episodes"]), (("bare",), ["episodes", "controls"])):
         launched: list[tuple[str, str]] = []
         noted = lambda module, run, *extra, to=launched, **env: str(to.append((module, run.name)))  # noqa: E731
         monkeypatch.setattr(runs, "_launched", noted)
@@ -300,13 +300,13 @@ def test_evaluation_makes_the_controls_that_the_profile_names(tmp_path: Path, mo
 def test_the_command_of_a_study_with_controls_can_be_read_again() -> None:
     run = open_run("tiny", controls=CONTROLS)
     command = runs.stage_command("controls", run)
-    assert "--set=controls=none other empty" in command
+    assert "--set=controls=bare other empty" in command
     assert runs.parse_run("", command[command.index("r3_repro.controls") + 1 :]) == run
 
 
 # ── The table ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-CHANCES = {"none": 0.05, "other": 0.15, "empty": 0.45}
+CHANCES = {"bare": 0.05, "other": 0.15, "empty": 0.45}
 
 
 def stored_toy(root: Path, own: float = 0.45, problems: int = 520) -> Path:
@@ -344,9 +344,9 @@ def test_a_row_is_what_the_statistics_say(tmp_path: Path) -> None:
     folder = stored_toy(tmp_path, problems=200)
     e = stored.load_episodes(folder)
     found, _ = contribution.load_controls(folder, e)
-    row = contribution.contribution(e, found).set_index(["mode", "arm", "seed", "retry"]).loc[("sampled", "r3", "1", "none")]
+    row = contribution.contribution(e, found).set_index(["mode", "arm", "seed", "retry"]).loc[("sampled", "r3", "1", "bare")]
     one = e[(e["mode"] == "sampled") & (e.arm == "r3") & (e.seed == 1)].set_index("problem_id")
-    theirs = found[(found["mode"] == "sampled") & (found.seed == 1) & (found.control == "none")].set_index("problem_id").retry_ok
+    theirs = found[(found["mode"] == "sampled") & (found.seed == 1) & (found.control == "bare")].set_index("problem_id").retry_ok
     control = one.attempt_ok | theirs.reindex(one.index).fillna(False)
     own = one.attempt_ok | one.retry_ok.fillna(False)
     test = contribution.mcnemar(control, own)
