@@ -22,7 +22,7 @@ CONFIGS = Path(r3_repro.__file__).parent / "assets" / "accelerate"
 
 def config_file(p: Profile) -> Path:
     "The configuration file of accelerate that a profile's training is launched with."
-    return CONFIGS / f"{p.sharding if p.sharding != 'none' else 'ddp' if p.processes > 1 else 'one'}.yaml"
+    return CONFIGS / f"{'ddp' if p.sharding == 'none' else p.sharding}.yaml"
 
 # %% ../nbs/lib/cluster.ipynb #85b0f77d
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ def launch_line(
     "What starts a module in all of a training's processes on this machine: the module's name and arguments follow."
     if p.processes % here.count:
         raise SettingsError(f"[{p.name}] processes = {p.processes} cannot be spread evenly over {here.count} machines")
+    if p.processes == 1:
+        return [sys.executable, "-m"]
     line = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file={config_file(p)}"]
     line += [f"--num_processes={p.processes}", f"--num_machines={here.count}", "--dynamo_backend=no"]
     line += ["--mixed_precision=" + ("bf16" if p.dtype == "bfloat16" else "no")]

@@ -535,17 +535,17 @@ def _as_written(p: Profile) -> dict[str, Any]:
 def _as_ini(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
-# %% ../nbs/lib/runs.ipynb #795ca174
+# %% ../nbs/lib/runs.ipynb #cd35061a
 REFUSED = "r3_repro: "
 "How a stage begins the one line that says why it does not run."
 
 
 def _own_words(lines: list[str]) -> list[str]:
-    "The lines before torchrun reports, at length, that a process of several has failed."
+    "The lines before torchrun reports, at length, that a process of several has failed; without its remarks on itself."
     report = next((i for i, line in enumerate(lines) if "torch/distributed/elastic/multiprocessing/api.py" in line), None)
-    return lines[:report]
+    return [line for line in lines[:report] if "/torch/distributed/elastic/" not in line]
 
-
+# %% ../nbs/lib/runs.ipynb #795ca174
 def launch(
     module: str,  # a module of the package with a command line, as for `stage_command`
     run: Run,
@@ -581,7 +581,8 @@ def _launched(module: str, run: Run, *extra: str, **environment: str) -> str:
         raise SettingsError(refusal[-1].removeprefix(REFUSED).strip())
     if code:
         raise RuntimeError(f"stage {module!r} failed with exit code {code}; its last lines:\n{''.join(_own_words(tail)[-40:])}")
-    return "".join(tail).rstrip().splitlines()[-1] if tail else f"{module}: done"
+    said = [line.strip() for line in _own_words(tail) if line.strip()]
+    return said[-1] if said else f"{module}: done"
 
 # %% ../nbs/lib/runs.ipynb #0559d636
 def trained_runs(run: Run) -> list[Run]:

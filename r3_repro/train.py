@@ -442,6 +442,7 @@ def build_trainer(run: Run, failures: pd.DataFrame) -> R3Trainer:
     tokenizer, model = load_tokenizer(path, p.tool_format), load_model(path, "float32", device="cpu")
     data = training_set(failures, task, p, run.seed, whole)
     config, longest = grpo_config(run), _check_context(model, tokenizer, data, p, whole)
+    config._n_gpu = min(config.n_gpu, 1)  # on a machine with several, transformers would spread a single process over all of them
     config.vllm_max_model_length = vllm_context(longest, getattr(model.config, "max_position_embeddings", None) or 10**9)
     run.training.mkdir(parents=True, exist_ok=True)
     trainer = R3Trainer(

@@ -5,6 +5,7 @@ ZeRO-3 is only parsed here: DeepSpeed is not installed, and has never run this p
 
 import inspect
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from r3_repro.cluster import CONFIGS, Machines, launch_line
 from r3_repro.settings import load_profile
@@ -48,11 +49,8 @@ def test_a_file_has_only_keys_that_accelerate_knows(file: Path) -> None:
     assert set(config.fsdp_config) | set(config.deepspeed_config) <= arguments
 
 
-def test_one_process_is_started_without_torchrun() -> None:
-    args = parsed()
-    assert not (args.multi_gpu or args.use_fsdp or args.use_deepspeed) and args.num_processes == 1
-    command, env = prepare_simple_launcher_cmd_env(args)
-    assert command[1:3] == ["-m", "r3_repro.train"] and "WORLD_SIZE" not in env
+def test_one_process_is_started_without_a_launcher() -> None:
+    assert launch_line(load_profile("smoke"), Machines()) == [sys.executable, "-m"]
 
 
 def test_several_processes_are_started_by_torchrun() -> None:
