@@ -20,6 +20,9 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from .runs import atomic
@@ -125,6 +128,12 @@ def legend_below(
         legend.get_title().set_multialignment("center")
 
 # %% ../nbs/lib/plots.ipynb #f442c9e7
+_KINDS: dict[str, tuple[Any, str]] = {
+    "svg": (FigureCanvasSVG, "Date"), "pdf": (FigureCanvasPdf, "CreationDate"), "png": (FigureCanvasAgg, "Software"),
+}  # fmt: skip
+"Kind of file -> what draws it, and what it would say of time and place."
+
+
 def save_figure(
     fig: Figure,  # from `new_figure`
     folder: str | Path,  # made if it is not there
@@ -133,13 +142,18 @@ def save_figure(
     "Write a figure as svg, pdf and png, each whole or not at all, the same bytes for the same figure; returns the paths."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
-    paths = [folder / f"{name}.{kind}" for kind in metadata]
+    engine, canvas, dpi = fig.get_layout_engine(), fig.canvas, fig.dpi
     with mpl.rc_context(STYLE):
-        for path, (kind, extra) in zip(paths, metadata.items(), strict=True):
-            with atomic(path) as part:
-                fig.savefig(part, format=kind, dpi=160, metadata=extra)
-    return paths
+        fig.draw_without_rendering()  # lays it out, once for all three; `Figure.savefig` would do it six times
+        fig.set_layout_engine("none")
+        for kind, (surface, unset) in _KINDS.items():
+            fig.set_dpi(160)
+            with atomic(folder / f"{name}.{kind}") as part:
+                getattr(surface(fig), f"print_{kind}")(part, metadata={unset: None})
+    fig.set_layout_engine(engine)
+    fig.set_canvas(canvas)
+    fig.set_dpi(dpi)
+    return [folder / f"{name}.{kind}" for kind in _KINDS]
 
 # %% ../nbs/lib/plots.ipynb #859921f6
 def show_points(
