@@ -7,12 +7,12 @@ __all__ = ['FOUR', 'COMPARISONS', 'ALPHA', 'SPELLED', 'CURVES', 'YES', 'NO', 'UN
            'CEILING', 'C10_ERRORS', 'RULES', 'INTERVALS', 'accuracy', 'means_over_seeds', 'our_rows', 'paper_rows',
            'four_columns', 'plot_accuracy', 'sides', 'differences', 'aggregated', 'readable_differences',
            'plot_differences', 'require_verdicts', 'by_rule', 'readable_rules', 'errors', 'readable_errors',
-           'plot_errors', 'smooth', 'window', 'plot_training', 'training_summary', 'readable_training', 'Decision',
-           'Evidence', 'gather', 'too_little', 'lacking', 'rows_of', 'up_everywhere', 'up_nowhere', 'gain_and_control',
-           'above_control', 'largest_gain', 'beats_ten_times', 'needs_ability', 'shorter', 'less_repetitive',
-           'little_forgetting', 'least_errors', 'error_shift', 'Rule', 'deciding', 'rules_digest', 'rules_note',
-           'verdicts', 'scope', 'transfer_rows', 'readable_transfer', 'transfer_table', 'task_rows', 'both_tasks',
-           'make_by_task', 'make_results', 'make_transfer', 'make_training']
+           'plot_errors', 'smooth', 'window', 'trains_attempts', 'plot_training', 'training_summary',
+           'readable_training', 'Decision', 'Evidence', 'gather', 'too_little', 'lacking', 'rows_of', 'up_everywhere',
+           'up_nowhere', 'gain_and_control', 'above_control', 'largest_gain', 'beats_ten_times', 'needs_ability',
+           'shorter', 'less_repetitive', 'little_forgetting', 'least_errors', 'error_shift', 'Rule', 'deciding',
+           'rules_digest', 'rules_note', 'verdicts', 'scope', 'transfer_rows', 'readable_transfer', 'transfer_table',
+           'task_rows', 'both_tasks', 'make_by_task', 'make_results', 'make_transfer', 'make_training']
 
 # %% ../nbs/04_results.ipynb #6231cb89
 import ast
@@ -32,6 +32,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from . import contribution, reflections, stored
+from .arms import ARMS
+from .comparison import make_arms
 from r3_repro.plots import (
     arm_order, arm_style, legend_below, new_figure, save_figure, save_table, show_interval, show_p, show_points, signed,
 )  # fmt: skip
@@ -429,7 +431,7 @@ def plot_errors(
     legend_below(fig, handles, labels, note)
     return fig
 
-# %% ../nbs/04_results.ipynb #43ddda1f
+# %% ../nbs/04_results.ipynb #3f6f9985
 CURVES = {
     "retry_success": "retry success (%)", "reward": "mean reward",
     "zero_variance_groups": "groups without variance (%)",
@@ -452,6 +454,14 @@ def window(
     return max(1, steps // 20)
 
 
+def trains_attempts(
+    log: pd.DataFrame,  # from `stored.load_training`
+) -> str:
+    "A remark on the arms that have no reflection; empty where there are none."
+    those = [arm for arm in arm_order(set(log.arm)) if arm in ARMS and ARMS[arm].trains == "attempt"]
+    return f"{', '.join(those)} has no reflection: its success and length are those of the attempt" if those else ""
+
+# %% ../nbs/04_results.ipynb #43ddda1f
 def plot_training(
     log: pd.DataFrame,  # from `stored.load_training`
 ) -> Figure:
@@ -472,6 +482,7 @@ def plot_training(
         ax.set_xlabel("step")
     steps = window(int(log.groupby(["arm", "seed"]).size().max()))
     note = f"thin lines: seeds; thick: their mean; both as a running mean over {steps} steps"
+    note = "\n".join(filter(None, [note, trains_attempts(log)]))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     legend_below(fig, handles, labels, note)
     return fig
@@ -1178,6 +1189,7 @@ def make_results(
     made += save_figure(plot_accuracy(episodes, f"{e.task}, {e.model}, {e.problems:,} held-out problems"), f, "accuracy")
     made += save_figure(plot_differences(e.each, e.over), f, "differences")
     made += contribution.make_contribution(folder, episodes, task, LEAST_PROBLEMS, INTERVALS)
+    made += make_arms(folder, episodes, ALPHA, INTERVALS)
     return made + make_transfer(folder) + make_training(folder)
 
 
@@ -1207,6 +1219,8 @@ def make_training(
     if log.empty:
         return []
     summary = training_summary(log)
-    caption = "Training runs: mean of the first tenth of the steps → mean of the last tenth."
-    made = save_table(readable_training(summary), folder / "tables", "training", caption, summary)
+    caption = ". ".join(
+        filter(None, ["Training runs: mean of the first tenth of the steps → mean of the last tenth", trains_attempts(log)])
+    )
+    made = save_table(readable_training(summary), folder / "tables", "training", caption + ".", summary)
     return made + save_figure(plot_training(log), folder / "figures", "training")
