@@ -66,6 +66,7 @@ class RayPool:
 
         if not ray.is_initialized():
             alone: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            alone["_system_config"] = {"worker_niceness": 0}  # by default whatever else runs goes before the engines
             ray.init(log_to_driver=False, **({} if os.environ.get("RAY_ADDRESS") else alone))
         _check_cluster(ray.cluster_resources(), replicas, gpus)
         actor: Any = ray.remote(num_gpus=gpus, num_cpus=1)(Worker)
