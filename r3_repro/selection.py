@@ -6,7 +6,7 @@
 __all__ = ['STAGES', 'SHINGLE', 'PERMUTATIONS', 'CHUNK', 'LEAST', 'Fetch', 'COLUMNS', 'FILES', 'Rule', 'rule_of', 'in_prefix',
            'admissible', 'qualified', 'nth_true', 'candidates', 'shingles', 'jaccard', 'bands', 'Unlike', 'walk',
            'as_funnel', 'choose', 'plot_funnel', 'as_dataset', 'Origin', 'shares', 'rate_table', 'card', 'write_set',
-           'push']
+           'upload', 'push']
 
 # %% ../nbs/lib/selection.ipynb #afb95532
 import hashlib
@@ -495,9 +495,8 @@ FILES = ("README.md", "failures.parquet", "summary.json", "manifest.json")
 "All that is ever uploaded of a folder of failures."
 
 # %% ../nbs/lib/selection.ipynb #819d4442
-def _check_upload(folder: Path, name: str) -> None:
-    "Raise `SettingsError` for what can be known to be wrong before the hub is asked."
-    from huggingface_hub import constants, get_token
+def _check_name(name: str) -> None:
+    "Raise `SettingsError` for what cannot be a name on the hub."
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -506,16 +505,26 @@ def _check_upload(folder: Path, name: str) -> None:
             raise HFValidationError("it has no owner")
     except HFValidationError as e:
         raise SettingsError(f"{name!r} is not a name of the form owner/name: {e}") from e
+
+
+def _check_access() -> None:
+    "Raise `SettingsError` where the hub would not even be asked."
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        raise SettingsError("HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set, so that nothing can be uploaded: unset it")
+    if not get_token():
+        raise SettingsError("the hub takes uploads only with a token: run `hf auth login`, or set HF_TOKEN to one that may write")
+
+
+def _check_set(folder: Path) -> None:
+    "Raise `SettingsError` if a folder holds no finished set."
     if absent := [f for f in ("README.md", "failures.parquet") if not (folder / f).is_file()]:
         raise SettingsError(f"{folder} holds no {' and no '.join(absent)}: mine failures first (chapter 02)")
     manifest = folder / "manifest.json"
     known = json.loads(manifest.read_text()).get("hashes", {}).get("failures") if manifest.is_file() else None
     if known and known != file_hash(folder / "failures.parquet"):
         raise SettingsError(f"{manifest} belongs to another failures.parquet: let mining finish (chapter 02)")
-    if constants.HF_HUB_OFFLINE:
-        raise SettingsError("HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set, so that nothing can be uploaded: unset it")
-    if not get_token():
-        raise SettingsError("the hub takes uploads only with a token: run `hf auth login`, or set HF_TOKEN to one that may write")
 
 # %% ../nbs/lib/selection.ipynb #0e6b0500
 def _refusal(error: Exception, name: str) -> SettingsError:
@@ -529,26 +538,38 @@ def _refusal(error: Exception, name: str) -> SettingsError:
     return SettingsError(f"the hub cannot be reached ({said}): nothing was uploaded, or not all; try again with network")
 
 # %% ../nbs/lib/selection.ipynb #8489d6f2
+def upload(
+    folder: str | Path,
+    name: str,  # owner/name on the hub; made if it is not there
+    kind: str,  # "dataset" or "model"
+    files: Sequence[str],  # patterns of what may be uploaded of the folder
+    message: str,  # of the commit
+    private: bool = True,  # refuse to upload to a public place, and make a new one private
+) -> str:
+    "Upload files to the Hugging Face hub in one commit; the address. Raises `SettingsError` that says what is wrong."
+    import httpx
+    import huggingface_hub as hub
+
+    _check_name(name)
+    _check_access()
+    api = hub.HfApi()
+    try:
+        api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
+        if private and not api.repo_info(name, repo_type=kind).private:
+            raise SettingsError(f"the {kind} {name!r} is there and public: choose another name, or push with private=False")
+        api.upload_folder(repo_id=name, folder_path=folder, repo_type=kind, allow_patterns=list(files), commit_message=message)
+    except (OSError, httpx.HTTPError) as e:  # of the client: HfHubHTTPError, OfflineModeIsEnabled; of the network: the rest
+        raise _refusal(e, name) from e
+    return f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
+
+
 def push(
     folder: str | Path,  # with failures.parquet and README.md
     name: str,  # owner/name on the hub; made if it is not there
     private: bool = True,  # refuse to upload to a public dataset, and make a new one private
 ) -> str:
     "Upload a chosen set to the Hugging Face hub in one commit; its address. Raises `SettingsError` that says what is wrong."
-    import httpx
-    import huggingface_hub as hub
-
-    folder = Path(folder)
-    _check_upload(folder, name)
-    api = hub.HfApi()
-    try:
-        api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
-        if private and not api.repo_info(name, repo_type="dataset").private:
-            raise SettingsError(f"the dataset {name!r} is there and public: choose another name, or push with private=False")
-        what = f"{sum(1 for f in FILES if (folder / f).is_file())} files of mined failures"
-        api.upload_folder(
-            repo_id=name, folder_path=folder, repo_type="dataset", allow_patterns=list(FILES), commit_message=f"Upload {what}"
-        )
-    except (OSError, httpx.HTTPError) as e:  # of the client: HfHubHTTPError, OfflineModeIsEnabled; of the network: the rest
-        raise _refusal(e, name) from e
-    return f"{api.endpoint}/datasets/{name}"
+    _check_name(name)
+    _check_set(Path(folder))
+    there = sum(1 for f in FILES if (Path(folder) / f).is_file())
+    return upload(folder, name, "dataset", FILES, f"Upload {there} files of mined failures", private)

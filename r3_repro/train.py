@@ -39,6 +39,7 @@ from .cluster import check_processes
 from .engines import load_model, load_tokenizer, render, template_hash
 from .datasets import dataset_hashes
 from .groups import batch_of, differs, fullest, rows_of, without_flat
+from .model_card import write_card
 from .plan import vllm_context
 from r3_repro.runs import (
     Run,
@@ -549,6 +550,7 @@ def _finish(run: Run, trainer: R3Trainer, seconds: dict[str, float], identity: d
         run.training / "manifest.json", "train", run, seconds | stages, hashes,
         steps=len(log), reflect_tokens=int(log.reflect_tokens.sum()), retry_tokens=int(log.retry_tokens.sum()),
     )  # fmt: skip
+    write_card(run)
     shutil.rmtree(run.training / "checkpoints", ignore_errors=True)
 
 # %% ../nbs/03_train.ipynb #0a0b6f55

@@ -1,0 +1,62 @@
+"""Training that generates both steps with a vLLM in the same process, as a stage: TRL's `colocate`, on a CPU."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+from r3_repro import failures
+from r3_repro.runs import Run, open_run, stage_command
+
+SETS = {"use_vllm": True, "vllm_memory": 0.05, "steps": 4, "kl": 0.0, "learning_rate": 1e-3, "warmup_ratio": 0.0}
+"A rate that moves the policy far in a step: weights that were not handed over would show at once."
+
+
+@pytest.fixture(scope="module")
+def root(wide: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("training")
+    failures.mine(open_run("smoke", model=wide, root=str(root)))
+    return root
+
+
+def trained(wide: str, root: Path, arm: str = "r3", before: str = "", **sets: object) -> tuple[Run, subprocess.CompletedProcess]:
+    "The stage in a process of its own, after some code that is to spoil it."
+    run = open_run("smoke", model=wide, arm=arm, root=str(root), **(SETS | sets))
+    words = stage_command("train", run)
+    if before:
+        words[1:3] = ["-c", f"import sys\n{before}\nfrom r3_repro.train import main\nmain(sys.argv[1:])"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
+    return run, subprocess.run(words, capture_output=True, text=True, timeout=500, env=env)
+
+
+def log_of(run: Run) -> pd.DataFrame:
+    return pd.read_json(run.training / "log.jsonl", lines=True)
+
+
+@pytest.mark.parametrize("arm", ["r3", "all_tokens", "plain_grpo"])
+def test_vllm_samples_from_the_weights_that_are_trained(arm: str, wide: str, root: Path) -> None:
+    "At every sampled token vLLM's log-probability is the trainer's, after each update, in one step and in two."
+    run, done = trained(wide, root, arm)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    log = log_of(run)
+    print(log[["sampler_difference", "entropy", "grad_norm", "reflect_tokens", "retry_tokens"]])
+    assert log["step"].tolist() == [1, 2, 3, 4] and (log["grad_norm"] > 0).any()
+    assert (log["sampler_difference"] < 1e-3).all()
+    assert (log["retry_tokens"] > 0).all() == (arm != "plain_grpo")
+    before, after = load_file(Path(wide) / "model.safetensors"), load_file(run.training / "model/model.safetensors")
+    assert max(float(np.abs(before[k] - after[k]).max()) for k in before) > 1e-4
+    assert json.loads((run.training / "manifest.json").read_text())["profile"]["use_vllm"]
+
+
+def test_training_ends_where_vllm_keeps_its_old_weights(wide: str, root: Path) -> None:
+    "The canary: weights that are never handed over."
+    spoil = "from trl.generation.vllm_generation import VLLMGeneration as V\nV.sync_weights = lambda self: None"
+    run, done = trained(wide, root, "random_reward", spoil, steps=12, stop_after=2, stop_sampler=0.02)
+    print(log_of(run)["sampler_difference"].tolist())
+    assert done.returncode == 2 and "vLLM samples from other weights" in done.stderr, (done.stdout + done.stderr)[-6000:]
+    assert not (run.training / "manifest.json").exists() and len(log_of(run)) < 12
