@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from huggingface_hub import ModelCard
 
 from r3_repro.pipeline import SKIP, check_parameters, run_together
 from r3_repro.runs import open_run, preflight
@@ -183,6 +184,13 @@ def test_every_result_has_its_manifest(reproduced: Path) -> None:
         ):
             assert key in known, (m, key)
         assert str(REPOSITORY) not in m.read_text(), f"{m.name} names the machine"
+
+
+def test_a_trained_model_carries_a_card_with_its_scores(reproduced: Path) -> None:
+    card = ModelCard.load(reproduced / "training/r3-seed0/model/README.md")
+    assert card.data.library_name == "transformers" and "two tries, trained minus vanilla" in card.text
+    manifest = json.loads((reproduced / "training/r3-seed0/manifest.json").read_text())
+    assert manifest["hashes"]["model"] in card.text and str(REPOSITORY) not in card.text
 
 
 def test_two_arms_train_side_by_side(reproduced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
