@@ -259,11 +259,12 @@ def stage_all(folder: Path, executed: dict[Path, Path], profile: str = "smoke") 
     for source, copy in executed.items():
         pages.notebook(source, copy, profile)
     pages.write("modules.md", modules_page())
-    tests = sorted((HOME / "tests").glob("test_*.py"))
-    for file in tests:
-        pages.write(f"tests/{file.stem}.md", test_page(file))
-    listed = "\n".join(f.stem for f in tests)
-    about = "What is awkward in a notebook. `make test` runs them all."
+    top = HOME / "tests"
+    tests = [f.relative_to(top).with_suffix("") for f in [*sorted(top.glob("test_*.py")), *sorted(top.glob("on_vllm/test_*.py"))]]
+    for name in tests:
+        pages.write(f"tests/{name}.md", test_page((top / name).with_suffix(".py")))
+    listed = "\n".join(map(str, tests))
+    about = "What is awkward in a notebook. `make test` runs them all but for those in on_vllm/, which `make test-vllm` runs."
     pages.write("tests/index.md", f"# Tests\n\n{about}\n\n```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n")
     return pages
 

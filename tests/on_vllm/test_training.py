@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from r3_repro import failures
 from r3_repro.runs import Run, open_run, stage_command
 
-SETS = {"use_vllm": True, "vllm_memory": 0.05, "steps": 4, "kl": 0.0, "learning_rate": 1e-3, "warmup_ratio": 0.0}
+SETS = {"use_vllm": True, "vllm_memory": 0.2, "steps": 4, "kl": 0.0, "learning_rate": 1e-3, "warmup_ratio": 0.0}
 "A rate that moves the policy far in a step: weights that were not handed over would show at once."
 
 
@@ -24,13 +24,22 @@ def root(wide: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+ROUNDING = 0.02  # TRL leaves the precision to vLLM, which takes bfloat16 for a model in float32
+
+KEEP = """
+import sys
+import vllm.model_executor.layers.utils as layers
+layers.ops._supports_onednn, layers.check_cpu_sgl_kernel = False, lambda *_: False
+"""
+"On a CPU vLLM packs weights and drops the originals, so that none can be handed over; on a GPU it does not."
+
+
 def trained(wide: str, root: Path, arm: str = "r3", before: str = "", **sets: object) -> tuple[Run, subprocess.CompletedProcess]:
     "The stage in a process of its own, after some code that is to spoil it."
     run = open_run("smoke", model=wide, arm=arm, root=str(root), **(SETS | sets))
     words = stage_command("train", run)
-    if before:
-        words[1:3] = ["-c", f"import sys\n{before}\nfrom r3_repro.train import main\nmain(sys.argv[1:])"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
+    words[1:3] = ["-c", "\n".join([KEEP, before, "from r3_repro.train import main", "main(sys.argv[1:])"])]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_USE_AOT_COMPILE": "0"}
     return run, subprocess.run(words, capture_output=True, text=True, timeout=500, env=env)
 
 
@@ -46,7 +55,7 @@ def test_vllm_samples_from_the_weights_that_are_trained(arm: str, wide: str, roo
     log = log_of(run)
     print(log[["sampler_difference", "entropy", "grad_norm", "reflect_tokens", "retry_tokens"]])
     assert log["step"].tolist() == [1, 2, 3, 4] and (log["grad_norm"] > 0).any()
-    assert (log["sampler_difference"] < 1e-3).all()
+    assert (log["sampler_difference"] < ROUNDING).all()
     assert (log["retry_tokens"] > 0).all() == (arm != "plain_grpo")
     before, after = load_file(Path(wide) / "model.safetensors"), load_file(run.training / "model/model.safetensors")
     assert max(float(np.abs(before[k] - after[k]).max()) for k in before) > 1e-4
@@ -56,7 +65,7 @@ def test_vllm_samples_from_the_weights_that_are_trained(arm: str, wide: str, roo
 def test_training_ends_where_vllm_keeps_its_old_weights(wide: str, root: Path) -> None:
     "The canary: weights that are never handed over."
     spoil = "from trl.generation.vllm_generation import VLLMGeneration as V\nV.sync_weights = lambda self: None"
-    run, done = trained(wide, root, "random_reward", spoil, steps=12, stop_after=2, stop_sampler=0.02)
+    run, done = trained(wide, root, "random_reward", spoil, steps=12, stop_after=2)
     print(log_of(run)["sampler_difference"].tolist())
     assert done.returncode == 2 and "vLLM samples from other weights" in done.stderr, (done.stdout + done.stderr)[-6000:]
     assert not (run.training / "manifest.json").exists() and len(log_of(run)) < 12
