@@ -458,7 +458,7 @@ def trains_attempts(
     log: pd.DataFrame,  # from `stored.load_training`
 ) -> str:
     "A remark on the arms that have no reflection; empty where there are none."
-    those = [arm for arm in arm_order(set(log.arm)) if arm in ARMS and ARMS[arm].trains == "attempt"]
+    those = [arm_style(arm).label for arm in arm_order(set(log.arm)) if arm in ARMS and ARMS[arm].trains == "attempt"]
     return f"{', '.join(those)} has no reflection: its success and length are those of the attempt" if those else ""
 
 # %% ../nbs/04_results.ipynb #43ddda1f
