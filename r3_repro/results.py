@@ -1066,9 +1066,10 @@ def transfer_rows(
         [each.assign(who=each.seed.astype(str)), over[over.seeds > 1].assign(who="mean of " + over.seeds.astype(str))]
     )
     moved = pd.concat([d.assign(who=d.seed.astype(str)), mean_d.assign(who="mean of " + mean_d.seeds.astype(str))])
-    rows = []
+    rows, names = [], arm_order({a.rpartition(":")[2] for a in set(episodes.arm)})
+    own_first = sorted(set(episodes.arm), key=lambda a: (a.rpartition(":")[0], names.index(a.rpartition(":")[2])))
     for mode in modes_of(episodes):
-        for arm in arm_order(set(episodes.arm)):
+        for arm in own_first:
             mine, my_moves = (t[(t["mode"] == mode) & (t.arm == arm)] for t in (scores, moved))
             for who in dict.fromkeys(mine.who):
                 on, _, name = arm.rpartition(":")
