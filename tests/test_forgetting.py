@@ -266,8 +266,9 @@ def test_report_without_results_says_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_published_benchmarks_are_lm_evals_own_and_fail_early_without_a_network(tmp_path: Path) -> None:
     code = (
-        "from lm_eval.tasks import TaskManager\nfrom r3_repro import forgetting as fg\nfrom pathlib import Path\n"
-        "known = TaskManager().all_tasks\nprint([b.task in known for b in fg.SUITES['paper']])\n"
+        "import lm_eval.tasks\nfrom r3_repro import forgetting as fg\nfrom pathlib import Path\n"
+        "once = lm_eval.tasks.TaskManager()\nlm_eval.tasks.TaskManager = lambda *a, **k: once\n"  # it reads ten thousand files
+        "print([b.task in once.all_tasks for b in fg.SUITES['paper']])\n"
         f"fg.load_tasks(fg.SUITES['paper'], Path({str(tmp_path)!r}))"
     )
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
