@@ -197,7 +197,7 @@ def test_two_arms_train_side_by_side(reproduced: Path, tmp_path: Path, monkeypat
 
 def test_plain_papermill_from_another_folder(reproduced: Path, elsewhere: Path) -> None:
     "As in the README: the notebook finds the repository, the settings and what is stored by itself."
-    source = REPOSITORY / "nbs/06_forgetting.ipynb"
+    source = REPOSITORY / "nbs/01_datasets.ipynb"
     before = stamps(elsewhere)
     args = [str(source), "out.ipynb", "-p", "profile", "smoke", "-k", "python3", "--no-progress-bar"]
     done = command("papermill", *args, cwd=elsewhere, env=environment(elsewhere))

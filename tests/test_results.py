@@ -76,11 +76,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_figures_command_gives_the_same_bytes_elsewhere(made: Path, tmp_path: Path) -> None:
-    "Another folder, another process, another hash seed: every table and figure is the same, byte for byte."
+def test_the_same_bytes_elsewhere_and_without_torch(made: Path, tmp_path: Path) -> None:
+    "Elsewhere, with another hash seed and where torch, transformers, trl and lm_eval cannot be imported: the very same bytes."
     other = store(tmp_path, episodes())
-    command = [sys.executable, "-m", "r3_repro.figures", "--root", str(tmp_path)]
     env = {"PYTHONHASHSEED": "7", "PATH": "", "MPLCONFIGDIR": str(tmp_path / "mpl"), "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=env)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("tables: ") == done.stdout.count("figures: ") == 1
@@ -101,13 +101,6 @@ def test_every_table_has_three_forms_and_every_figure_too(made: Path) -> None:
 def test_tables_do_not_name_the_machine(made: Path) -> None:
     for p in (made / "tables").iterdir():
         assert str(made.parents[2]) not in p.read_text() and str(REPOSITORY) not in p.read_text()
-
-
-def test_no_torch_is_needed(tmp_path: Path) -> None:
-    "The whole command runs in a process in which torch, transformers, trl and lm_eval cannot be imported."
-    store(tmp_path, episodes(problems=30, seeds=1))
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, str(tmp_path)], capture_output=True, text=True, cwd=REPOSITORY)
-    assert done.returncode == 0 and "tables: " in done.stdout, done.stderr
 
 
 def test_nothing_to_make_is_an_error(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
+from r3_repro import runs
 from r3_repro.runs import Run, launch, open_run, stage_command, stage_words
 from r3_repro.settings import SettingsError, find_home
 
@@ -269,9 +270,17 @@ def test_the_stage_trains_with_two_processes_and_resumes_on_two_machines(
     assert {len(r) for r in pd.read_json(run.training / "samples.jsonl", lines=True)["reflection"]} != {0}
 
 
+REFUSES = "import sys\nsys.exit(print('r3_repro: no failures, see chapter 02', file=sys.stderr) or 2)\n"
+
+
 def test_a_refusal_comes_through_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "torchrun says forty lines and more after a process has said why it does not run."
     for key, value in environment().items():
         monkeypatch.setenv(key, value)
-    with pytest.raises(SettingsError, match=r"^no failures at .*chapter 02"):
-        launch("train", open_run("smoke", root=str(tmp_path), processes=2, **SIZE, **TWO["whole"]))
+    run = open_run("smoke", root=str(tmp_path), processes=2, **SIZE, **TWO["whole"])
+    (tmp_path / "refuses.py").write_text(REFUSES)
+    line = stage_command("train", run)
+    line[line.index("r3_repro.train") - 1 :] = [str(tmp_path / "refuses.py")]
+    monkeypatch.setattr(runs, "stage_command", lambda *_: line)
+    with pytest.raises(SettingsError, match=r"^no failures, see chapter 02$"):
+        launch("train", run)
