@@ -117,7 +117,7 @@ model, tokenizer = AutoModelForCausalLM.from_pretrained("{name}"), AutoTokenizer
 </details>
 """
 
-
+# %% ../nbs/lib/model_card.ipynb #a48cb2e6
 def card(
     manifest: dict[str, Any],  # of the training
     table: pd.DataFrame,  # from `scores`
