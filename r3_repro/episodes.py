@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'samplings', 'take_through', 'as_table', 'episode_files', 'source_run', 'identity', 'check_held_out',
-           'seen_by_base', 'evaluate', 'check_served', 'main']
+           'seen_by_base', 'stored_episodes', 'evaluate', 'check_served', 'said_of', 'main']
 
 # %% ../nbs/lib/episodes.ipynb #9f66ba77
 import argparse
 import contextlib
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,22 +186,35 @@ def seen_by_base(
     return len({p.id for p in problems} & set(json.loads(listed.read_text()).get(task, [])))
 
 # %% ../nbs/lib/episodes.ipynb #f3df2327
+def stored_episodes(
+    run: Run,
+    hashes: dict[str, str],  # from `identity`
+    trained_on: str = "",  # as for `evaluate`
+) -> pd.DataFrame | None:
+    "The stored table; None if it is not finished, or of something else."
+    table_file, manifest_file = episode_files(run, trained_on)
+    if not (table_file.is_file() and manifest_file.is_file()):
+        return None
+    known = json.loads(manifest_file.read_text())["hashes"]
+    same = (hashes | {"episodes": file_hash(table_file)}).items() <= known.items()
+    return pd.read_parquet(table_file) if same else None
+
+
 def evaluate(
     run: Run,
     trained_on: str = "",  # another task, whose weights are evaluated on this one
+    lend: Callable[[], Engine] | None = None,  # gives an engine with the run's weights, which stays open
 ) -> pd.DataFrame:
     "Take all held-out problems through episodes in every mode, store table and manifest; finished work is kept."
     table_file, manifest_file = episode_files(run, trained_on)
     path, problems = weights(source_run(run, trained_on)), problems_of(run, "test")
     check_held_out(run, problems)
     hashes = identity(run, path)
-    if table_file.is_file() and manifest_file.is_file():
-        known = json.loads(manifest_file.read_text())["hashes"]
-        if (hashes | {"episodes": file_hash(table_file)}).items() <= known.items():
-            return pd.read_parquet(table_file)
+    if (table := stored_episodes(run, hashes, trained_on)) is not None:
+        return table
     with locked(table_file.parent, table_file.stem):
         arm = f"{_plain(trained_on)}:{run.arm}" if trained_on else run.arm
-        table, seconds, template = _episodes(run, path, problems, arm)
+        table, seconds, template = _episodes(run, path, problems, arm, lend)
         write_parquet(table_file, table)
         hashes |= {"chat_template": template, "episodes": file_hash(table_file)}
         seen = seen_by_base(model_path(run.profile), get_task(run.profile.task).name, problems)
@@ -230,13 +244,16 @@ def check_served(
         )
 
 
-def _episodes(run: Run, path: str, problems: list[Problem], arm: str) -> tuple[pd.DataFrame, dict[str, float], str]:
+def _episodes(
+    run: Run, path: str, problems: list[Problem], arm: str, lend: Callable[[], Engine] | None = None
+) -> tuple[pd.DataFrame, dict[str, float], str]:
     "Episodes of every mode, the seconds that each took, and the hash of the chat template."
     from r3_repro.engines import template_hash
 
     check_served(run.profile, path, arm)
     p, task, seconds, parts = run.profile, get_task(run.profile.task), dict[str, float](), []
-    with contextlib.closing(open_engine(p, path)) as engine:
+    with contextlib.ExitStack() as stack:
+        engine = lend() if lend else stack.enter_context(contextlib.closing(open_engine(p, path)))
         for mode in p.modes:
             with timed(seconds, mode):
                 parts.append(take_through(engine, task, problems, p, mode, arm if arm == "vanilla" else run.name))
@@ -245,6 +262,17 @@ def _episodes(run: Run, path: str, problems: list[Problem], arm: str) -> tuple[p
     return table, seconds, template
 
 # %% ../nbs/lib/episodes.ipynb #8d572e0c
+def said_of(
+    run: Run,
+    episodes: pd.DataFrame,  # from `evaluate`
+) -> str:
+    "The line that tells how an evaluation came out."
+    e, modes = episodes, run.profile.modes
+    two = e.attempt_ok | e.retry_ok.fillna(False)
+    shown = [f"{m}: {e.attempt_ok[e['mode'] == m].mean():.1%} → {two[e['mode'] == m].mean():.1%}" for m in modes]
+    return f"episodes of {e.arm[0]} (seed {run.seed}), first → second try: " + ", ".join(shown)
+
+
 @plain_refusal()
 def main(
     argv: list[str] | None = None,  # default: the process's own arguments
@@ -256,10 +284,7 @@ def main(
     run = parse_run(
         "Held-out problems through attempt, reflection, retry. --trained-on TASK takes that task's weights.", rest, "episodes"
     )
-    t = evaluate(run, own.trained_on)
-    two = t.attempt_ok | t.retry_ok.fillna(False)
-    shown = [f"{m}: {t.attempt_ok[t['mode'] == m].mean():.1%} → {two[t['mode'] == m].mean():.1%}" for m in run.profile.modes]
-    print(f"episodes of {t.arm[0]} (seed {run.seed}), first → second try: " + ", ".join(shown))
+    print(said_of(run, evaluate(run, own.trained_on)))
 
 # %% ../nbs/lib/episodes.ipynb #c475bd53
 if __name__ == "__main__" and "__file__" in globals():

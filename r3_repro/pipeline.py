@@ -26,10 +26,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
-from papermill.exceptions import PapermillExecutionError
-
 from .arms import ARMS
 from r3_repro.runs import (
     REFUSED,
@@ -52,6 +48,8 @@ def check_parameters(
     parameters: dict[str, Any],  # by name
 ) -> None:
     "Raise `SettingsError` for a parameter that the notebook does not declare in its cell tagged `parameters`."
+    import papermill  # here, since a run that is refused or done already needs none of it, and it takes seconds
+
     known = papermill.inspect_notebook(str(notebook))
     if not known:
         raise SettingsError(f"{notebook.name} has no cell tagged 'parameters': nothing can be handed to it")
@@ -177,6 +175,9 @@ def run_chapter(
     folder: Path,  # where the executed notebook goes
 ) -> Path:
     "Execute one chapter; raises `RuntimeError` that names the notebook and the failing cell's error."
+    import nbformat
+    import papermill
+
     source, p = find_home() / "nbs" / f"{name}.ipynb", run.profile
     parameters = {
         "profile": p.name,
@@ -198,7 +199,7 @@ def run_chapter(
             nbformat.write(without_examples(nbformat.read(source, as_version=4)), staged)
             how: dict[str, Any] = {"kernel_name": "python3", "progress_bar": False, "extra_arguments": QUIET}
             papermill.execute_notebook(str(staged), str(out), parameters, **how)
-    except PapermillExecutionError as e:
+    except papermill.PapermillExecutionError as e:
         raise RuntimeError(f"{name} failed in cell {e.exec_count}: {e.ename}: {e.evalue}\nThe notebook up to there: {out}") from e
     return out
 

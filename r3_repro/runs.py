@@ -622,10 +622,16 @@ def lanes_for(
     return max(1, min(cores, jobs))
 
 
-def _evaluated(run: Run, *extra: str, **environment: str) -> str:
-    "The last line of a run's episodes, and of its controls where the profile asks for some."
-    said = _launched("episodes", run, *extra, **environment)
-    return f"{said}\n{_launched('controls', run, **environment)}" if run.profile.controls and not extra else said
+def _evaluated(run: Run, trained_on: str, environment: dict[str, str]) -> str:
+    "How the episodes of a run came out, with controls where its profile asks for some; what is stored needs no process."
+    from r3_repro.controls import found
+
+    preflight(run, "episodes")
+    if said := found(run, trained_on):
+        return said
+    if run.profile.controls and not trained_on:
+        return _launched("controls", run, "--episodes", **environment)
+    return _launched("episodes", run, *(("--trained-on", trained_on) if trained_on else ()), **environment)
 
 
 def evaluate_all(
@@ -633,13 +639,13 @@ def evaluate_all(
     transfer: bool = False,  # also what other tasks trained
 ) -> None:
     "Evaluate the model before training and every trained arm and seed, side by side where that is faster."
-    todo: list[tuple[Run, tuple[str, ...]]] = [(r, ()) for r in [replace(run, arm="vanilla"), *trained_runs(run)]]
+    todo = [(r, "") for r in [replace(run, arm="vanilla"), *trained_runs(run)]]
     for r in transfers(run) if transfer else []:
-        todo.append((replace(run, arm=r.arm, seed=r.seed), ("--trained-on", r.profile.task)))
+        todo.append((replace(run, arm=r.arm, seed=r.seed), r.profile.task))
     lanes = lanes_for(run, len(todo))
     one = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")} if lanes > 1 else {}
     with ThreadPoolExecutor(lanes) as pool:
-        for line in pool.map(lambda job: _evaluated(job[0], *job[1], **one), todo):
+        for line in pool.map(lambda job: _evaluated(job[0], job[1], one), todo):
             print(line)
 
 # %% ../nbs/lib/runs.ipynb #5f94fe45

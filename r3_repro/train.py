@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKER', 'STOPS', 'training_set', 'grpo_config', 'Answers', 'R3Trainer', 'Watch', 'read_log', 'resume_point', 'tidy',
-           'adapter', 'build_trainer', 'train', 'main']
+           'adapter', 'build_trainer', 'is_trained', 'train', 'said_of', 'main']
 
 # %% ../nbs/03_train.ipynb #29d70590
 import contextlib
@@ -492,6 +492,18 @@ def _identity(run: Run, failures_file: Path) -> dict[str, Any]:
     return {"settings": settings} | own | {"task": task_hash(get_task(run.profile.task))} | dataset_hashes(run)
 
 # %% ../nbs/03_train.ipynb #dc3a8cf5
+def _ended(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file() and (folder / "model/config.json").is_file()
+
+
+def is_trained(run: Run) -> bool:
+    "Is a run trained to its end? Raises `SettingsError` where that was with other settings, data or weights before training."
+    if ended := _ended(run.training):
+        run = effective(run)
+        claim(run.training, _identity(run, run.failures / "failures.parquet"))
+    return ended
+
+
 def train(run: Run) -> Path:
     "Train one arm and seed on the mined failures; resumes after a kill, returns at once if it is done already."
     failures_file = run.failures / "failures.parquet"
@@ -500,7 +512,7 @@ def train(run: Run) -> Path:
     run = effective(run)
     identity = _identity(run, failures_file)
     claim(run.training, identity)
-    if not ((run.training / "manifest.json").is_file() and (run.training / "model/config.json").is_file()):
+    if not _ended(run.training):
         with locked(run.training):
             _train(run, failures_file, identity)
     return run.training / "model"
@@ -554,6 +566,13 @@ def _finish(run: Run, trainer: R3Trainer, seconds: dict[str, float], identity: d
     shutil.rmtree(run.training / "checkpoints", ignore_errors=True)
 
 # %% ../nbs/03_train.ipynb #0a0b6f55
+def said_of(run: Run) -> str:
+    "The line that tells how a training came out."
+    log = read_log(run.training / "log.jsonl")
+    first, last = log.head(10).retry_success.mean(), log.tail(10).retry_success.mean()
+    return f"train {run.name}: {len(log)} steps, retry success of the first ten {first:.1%}, of the last ten {last:.1%}"
+
+
 @plain_refusal()
 def main(argv: list[str] | None = None) -> None:
     "Train the run that the command line names."
@@ -562,11 +581,8 @@ def main(argv: list[str] | None = None) -> None:
         train(run)
     except Stopped as e:
         raise SettingsError(str(e)) from e
-    if os.environ.get("RANK", "0") != "0":
-        return
-    log = read_log(run.training / "log.jsonl")
-    first, last = log.head(10).retry_success.mean(), log.tail(10).retry_success.mean()
-    print(f"train {run.name}: {len(log)} steps, retry success of the first ten {first:.1%}, of the last ten {last:.1%}")
+    if os.environ.get("RANK", "0") == "0":
+        print(said_of(run))
 
 
 if __name__ == "__main__" and "__file__" in globals():

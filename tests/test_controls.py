@@ -289,9 +289,9 @@ def test_stopped_before_its_manifest_it_begins_anew(world: Any, monkeypatch: pyt
 
 
 def test_evaluation_makes_the_controls_that_the_profile_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for wanted, stages in (((), ["episodes"]), (("bare",), ["episodes", "controls"])):
+    for wanted, stages in (((), ["episodes"]), (("bare",), ["controls --episodes"])):
         launched: list[tuple[str, str]] = []
-        noted = lambda module, run, *extra, to=launched, **env: str(to.append((module, run.name)))  # noqa: E731
+        noted = lambda *words, to=launched, **env: str(to.append((" ".join([words[0], *words[2:]]), words[1].name)))  # noqa: E731
         monkeypatch.setattr(runs, "_launched", noted)
         evaluate_all(replace(small(tmp_path), profile=load_profile("smoke", controls=wanted)))
         assert launched == [(s, "vanilla-seed0") for s in stages]
