@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PATIENCE', 'WHAT', 'REFUSED', 'Run', 'open_run', 'atomic', 'atomic_folder', 'write_json', 'write_parquet', 'locked',
            'unclean', 'versions', 'hardware', 'file_hash', 'provenance', 'write_manifest', 'hub_commit', 'model_hash',
-           'source_hash', 'task_hash', 'differences', 'claim', 'preflight', 'stage_words', 'stage_command', 'launch',
-           'trained_runs', 'weights', 'transfers', 'lanes_for', 'evaluate_all', 'plain_refusal', 'parse_run', 'timed']
+           'source_hash', 'task_hash', 'differences', 'claim', 'serve_command', 'preflight', 'stage_words',
+           'stage_command', 'launch', 'trained_runs', 'weights', 'transfers', 'lanes_for', 'evaluate_all',
+           'plain_refusal', 'parse_run', 'timed']
 
 # %% ../nbs/lib/runs.ipynb #614804dc
 import argparse
@@ -29,6 +30,8 @@ import subprocess
 import sys
 import textwrap
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -467,6 +470,46 @@ def _check_processes(p: Profile, there: int) -> None:
     if p.sharding == "zero3" and importlib.util.find_spec("deepspeed") is None:
         raise SettingsError("sharding = 'zero3', but deepspeed is not installed: pip install deepspeed, or set sharding = fsdp2")
 
+# %% ../nbs/lib/runs.ipynb #7a31c5e1
+def serve_command(
+    model: str,  # folder or hub name
+) -> str:
+    "How to start the vLLM that training with `vllm_mode = server` asks."
+    return (
+        f'VLLM_SERVER_DEV_MODE=1 vllm serve {shlex.quote(model)} --weight-transfer-config \'{{"backend": "nccl"}}\' '
+        "--logprobs-mode processed_logprobs"
+    )
+
+
+def _asked(url: str) -> Any:
+    "A server's answer to a GET; None for a path that it does not know."
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            return json.loads(answer.read())
+    except urllib.error.HTTPError as e:
+        if e.code == 404:
+            return None
+        raise
+
+
+def _check_training_server(p: Profile) -> None:
+    where, model = f"settings.ini [{p.name}] vllm_server = {p.vllm_server!r}", model_path(p)
+    start = f"start it as: {serve_command(model)}"
+    try:
+        served = _asked(f"{p.vllm_server.rstrip('/')}/v1/models")["data"][0]
+        info = _asked(f"{p.vllm_server.rstrip('/')}/server_info?config_format=json")
+    except (OSError, ValueError, TypeError, LookupError) as e:
+        raise SettingsError(f"{where}: no vLLM answers there ({type(e).__name__}: {e}); {start}") from None
+    if Path(model).name not in {Path(str(served.get(k))).name for k in ("id", "root")}:
+        raise SettingsError(f"{where} serves {served.get('id')}, and {model} is to be trained; {start}")
+    if info is None:
+        raise SettingsError(f"{where} was started without VLLM_SERVER_DEV_MODE=1, and takes no weights; {start}")
+    config = info["vllm_config"]
+    if not config.get("weight_transfer_config"):
+        raise SettingsError(f"{where} was started without --weight-transfer-config, and takes no weights; {start}")
+    if (mode := config["model_config"].get("logprobs_mode")) != "processed_logprobs":
+        raise SettingsError(f"{where} gives {mode}, not the probabilities that it samples from; {start}")
+
 # %% ../nbs/lib/runs.ipynb #2bd88732
 def _check_engine(p: Profile) -> None:
     for package, wanted in (("vllm", "vllm" in (p.engine, p.engine == "ray" and p.ray_engine)), ("ray", p.engine == "ray")):
@@ -490,6 +533,8 @@ def preflight(
     _check_machine(run.profile, stage)
     if stage in ("", *_ASKING):
         _check_engine(run.profile)
+    if stage == "train" and run.profile.use_vllm and run.profile.vllm_mode == "server":
+        _check_training_server(run.profile)
     hosted = run.profile.engine == "server" and run.profile.server_api == "chat" and stage in _ASKING
     if not Path(path).is_dir() and not hosted:
         _check_hub(f"settings.ini [{run.profile.name}] model = {path!r}", path, "model")

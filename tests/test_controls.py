@@ -354,6 +354,7 @@ def test_a_row_is_what_the_statistics_say(tmp_path: Path) -> None:
     assert (row.gain, row.gain_low, row.gain_high) == contribution.paired_difference(control, own)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_changed_verdicts_of_controls_are_refused(tmp_path: Path) -> None:
     folder = stored_toy(tmp_path, problems=20)
     file = folder / "controls/r3-seed0.parquet"
@@ -363,6 +364,7 @@ def test_changed_verdicts_of_controls_are_refused(tmp_path: Path) -> None:
         results.make_results(folder)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_controls_nothing_is_made_and_nothing_fails(tmp_path: Path) -> None:
     folder = stored_toy(tmp_path, problems=20)
     for file in (folder / "controls").iterdir():

@@ -195,6 +195,7 @@ def test_a_change_of_any_deciding_constant_or_function_shows(monkeypatch: pytest
     assert results.rules_digest() == now
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_rules_that_changed_after_the_run_are_told(tmp_path: Path) -> None:
     folder = store(tmp_path, episodes(problems=20, seeds=1))
     for recorded, says in (
@@ -248,6 +249,7 @@ def other_problems(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(problem_id="other-" + table.problem_id, problem=table.problem.str.replace("number", "other"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_transfer_has_its_place_and_its_table(tmp_path: Path) -> None:
     folder = store(tmp_path, episodes(problems=60))
     (folder / "transfer").mkdir()

@@ -1,56 +1,24 @@
 """A real `vllm serve` on this machine, driven by the server engine, against vLLM in this process."""
 
-import os
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 
 import pytest
 from comparing import NEAR_TIE, TASKS, attempts, different, gaps
+from serving import serving
 
 from r3_repro.engines import Transformers
 from r3_repro.generation import Request, Sampling, complete, open_engine, stream
 from r3_repro.servers import Servers
 from r3_repro.settings import load_profile
 
-HOST = "127.0.0.1"
-OPTIONS = ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64", "--block-size", "32", "--no-enable-chunked-prefill"]
-OPTIONS += ["--kv-cache-memory-bytes", str(2**30), "--generation-config", "vllm", "--seed", "0"]
-
 
 @pytest.fixture(scope="module")
 def served(wide: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     "Address of a server of the tiny model, under a name of its own."
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = str(free.getsockname()[1])
-    log = tmp_path_factory.mktemp("server") / "log.txt"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", wide, "--served-model-name", "tiny"]
-    env = os.environ | {"VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
-    with log.open("w") as out:
-        server = subprocess.Popen([*command, "--host", HOST, "--port", port, *OPTIONS], stdout=out, stderr=out, env=env)
-    try:
-        until = time.monotonic() + 400
-        while not answers(f"http://{HOST}:{port}/health"):
-            assert server.poll() is None and time.monotonic() < until, log.read_text()[-4000:]
-            time.sleep(1)
-        yield f"http://{HOST}:{port}/v1"
-    finally:
-        server.terminate()
-        try:
-            server.wait(60)
-        except subprocess.TimeoutExpired:
-            server.kill()
-
-
-def answers(url: str) -> bool:
-    try:
-        return urllib.request.urlopen(url, timeout=5).status == 200
-    except OSError:
-        return False
+    with serving(command, tmp_path_factory.mktemp("server") / "log.txt") as url:
+        yield f"{url}/v1"
 
 
 @pytest.fixture(scope="module")
