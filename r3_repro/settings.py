@@ -128,7 +128,7 @@ class TrainingSettings(BaseModel):
     use_vllm: bool = False
     vllm_mode: Literal["colocate", "server"] = "colocate"
     vllm_memory: float = Field(default=0.3, gt=0, lt=1)
-    vllm_server: str = Field(default="http://127.0.0.1:8000", description="where vLLM is served, with vllm_mode = server")
+    vllm_server: str = Field(default="", description="URL of the vLLM that training asks, with vllm_mode = server")
     vllm_port: int = Field(
         default=51216, ge=1, le=65535, description="port where that server and the trainer meet for the weights"
     )
@@ -267,8 +267,11 @@ def impossible(p: Profile) -> list[str]:
         )
     if p.use_vllm and p.vllm_mode == "colocate" and p.vllm_memory > 0.8:
         out.append(f"vllm_memory = {p.vllm_memory} leaves too little for training beside it: at most 0.8 with colocate")
-    if not p.vllm_server.startswith(("http://", "https://")) or p.vllm_server.rstrip("/").endswith("/v1"):
-        out.append(f"vllm_server = {p.vllm_server!r} is not the URL of a server without /v1, as in http://host:8000")
+    asks, url = p.use_vllm and p.vllm_mode == "server", p.vllm_server.rstrip("/")
+    if (asks or url) and (not url.startswith(("http://", "https://")) or url.endswith("/v1")):
+        out.append(
+            f"vllm_server = {p.vllm_server!r} is not a server's URL without /v1, as vllm_mode = server needs it: http://host:8000"
+        )
     return out + _impossible_engine(p) + _impossible_mining(p)
 
 # %% ../nbs/lib/settings.ipynb #143dc54d

@@ -126,7 +126,7 @@ def grpo_config(run: Run) -> GRPOConfig:
         bf16=p.dtype == "bfloat16", fp16=False, tf32=None, use_cpu=not torch.cuda.is_available(), use_liger_kernel=False,
         gradient_checkpointing=p.gradient_checkpointing,
         use_vllm=p.use_vllm, vllm_mode=p.vllm_mode, vllm_gpu_memory_utilization=p.vllm_memory, vllm_tensor_parallel_size=1,
-        vllm_server_base_url=p.vllm_server.rstrip("/"), vllm_group_port=p.vllm_port,
+        vllm_server_base_url=p.vllm_server.rstrip("/") or None, vllm_group_port=p.vllm_port,
         logging_steps=1, save_steps=p.save_steps, save_total_limit=2, save_only_model=False,
         report_to=[p.report_to] if p.report_to in ("trackio", "wandb") else [],  # tensorboard: see `build_trainer`
         log_completions=False, dataloader_num_workers=0, dataloader_pin_memory=torch.cuda.is_available(),

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from comparing import NEAR_TIE, attempts, different, gaps
 from safetensors.numpy import load_file
-from serving import serving
+from serving import HOST, serving
 
 from r3_repro import failures
 from r3_repro.engines import Transformers
@@ -96,4 +96,4 @@ def test_a_server_that_cannot_be_trained_with_is_refused_at_once(wide: str, base
     with pytest.raises(SettingsError, match=r"serves .*tiny-wide, and .* is to be trained; start it as: VLLM_SERVER_DEV_MODE=1"):
         preflight(other, "train")
     with pytest.raises(SettingsError, match="no vLLM answers there"):
-        preflight(open_run("smoke", model=wide, vllm_server="http://127.0.0.1:9", **SETS), "train")
+        preflight(open_run("smoke", model=wide, vllm_server=f"http://{HOST}:9", **SETS), "train")
