@@ -146,6 +146,7 @@ def one_side(side: str, a: argparse.Namespace) -> None:
         seconds = [step(side, a, trainer, optimizer, seed) for seed in range(a.steps + 1)][1:]  # the first warms up
         peak = resident()
         found = {"update": statistics.median(seconds), "peak": peak - before, "generation": generation(side, a, trainer)}
+        found["millions"] = trainer.model.num_parameters() / 1e6
     print(json.dumps(found))
 
 

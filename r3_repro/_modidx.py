@@ -1058,6 +1058,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'r3_repro.train._Paid': ('train.html#_paid', 'r3_repro/train.py'),
                                 'r3_repro.train._Paid._calculate_rewards': ('train.html#_paid._calculate_rewards', 'r3_repro/train.py'),
                                 'r3_repro.train._Paid._count': ('train.html#_paid._count', 'r3_repro/train.py'),
+                                'r3_repro.train._Paid._first': ('train.html#_paid._first', 'r3_repro/train.py'),
                                 'r3_repro.train._Paid._keep_samples': ('train.html#_paid._keep_samples', 'r3_repro/train.py'),
                                 'r3_repro.train._TwoSteps': ('train.html#_twosteps', 'r3_repro/train.py'),
                                 'r3_repro.train._TwoSteps.__init__': ('train.html#_twosteps.__init__', 'r3_repro/train.py'),

@@ -17,22 +17,23 @@ from .runs import Run
 from .settings import Profile, SettingsError, one_of
 
 # %% ../nbs/lib/arms.ipynb #bd169865
-def pay_success(ok: list[bool], profile: Profile, seed: int, step: int) -> list[float]:
+def pay_success(ok: list[bool], profile: Profile, seed: int, step: int, first: int) -> list[float]:
     "1 for an answer that the verifier accepts, else 0."
     return [float(x) for x in ok]
 
 
-def pay_coin(ok: list[bool], profile: Profile, seed: int, step: int) -> list[float]:
+def pay_coin(ok: list[bool], profile: Profile, seed: int, step: int, first: int) -> list[float]:
     "1 with probability `random_reward_p`, whatever the answer."
-    coin = random.Random(f"random_reward {seed} {step}")
-    return [float(coin.random() < profile.random_reward_p) for _ in ok]
+    coin = random.Random(f"random_reward {seed} {1000 * step}")
+    return [float(coin.random() < profile.random_reward_p) for _ in range(first + len(ok))][first:]
 
 # %% ../nbs/lib/arms.ipynb #585a100a
 @dataclass(frozen=True)
 class Arm:
     "What is trained, and what it is paid."
 
-    pay: Callable[[list[bool], Profile, int, int], list[float]]  # (the answer's success, profile, seed, step) -> rewards
+    # (success of some answers, profile, seed, step, place of the first of them in the step's batches) -> rewards
+    pay: Callable[[list[bool], Profile, int, int, int], list[float]]
     trains: Literal["reflection", "reflection and retry", "attempt"] = "reflection"
 
 

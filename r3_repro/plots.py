@@ -118,13 +118,17 @@ def legend_below(
     handles: list,  # one artist an entry
     labels: list[str],  # their texts, as many
     note: str = "",  # small print above its entries; may have several lines
-    columns: int = 0,  # of entries; 0: all in one line
+    columns: int = 0,  # of entries; 0: as many as there is room for
 ) -> None:
     "One legend for all axes of a figure, below them, where it hides nothing; none without handles and note."
     if handles or note:
         small = {"title": note or None, "title_fontproperties": {"size": 7}}
-        look: dict[str, Any] = {"ncols": columns or max(1, len(labels)), "frameon": False, "labelspacing": 0.3, **small}
-        legend = fig.legend(handles, labels, loc="outside lower center", **look)
+        look: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "labelspacing": 0.3, **small}
+        for n in [columns] if columns else range(max(1, len(labels)), 0, -1):
+            legend = fig.legend(handles, labels, ncols=n, **look)
+            if n in (1, columns) or legend.get_window_extent().width <= fig.bbox.width:
+                break
+            legend.remove()
         legend.get_title().set_multialignment("center")
 
 # %% ../nbs/lib/plots.ipynb #f442c9e7

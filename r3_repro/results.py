@@ -407,7 +407,8 @@ def plot_errors(
     rare = [n for n in top.index if top[n] < 0.005 < top.max()]
     names = [n for n in top.index if n not in rare]
     modes, arms = modes_of(table), arm_order(set(table.arm))
-    fig, axes = new_figure(len(modes), 2, 3.4, 0.9 + 0.36 * len(names), sharex=True, sharey=True)
+    height = 0.9 + max(0.36, 0.1 * len(arms)) * len(names)
+    fig, axes = new_figure(len(modes), 2, 3.4, height, sharex=True, sharey=True)
     for row, mode in zip(axes, modes, strict=True):
         for ax, column in zip(row, ("first", "two"), strict=True):
             t = table[(table["mode"] == mode) & (table.column == column)]
@@ -416,7 +417,7 @@ def plot_errors(
             )
             for i, arm in enumerate(arms):
                 a, style = 100 * s.loc[arm].reindex(names), arm_style(arm)
-                y = np.arange(len(names)) + (i - (len(arms) - 1) / 2) * 0.22
+                y = np.arange(len(names)) + (i - (len(arms) - 1) / 2) * min(0.22, 0.74 / len(arms))
                 err = np.abs(np.vstack([a["mean"] - a["low"], a["high"] - a["mean"]]))
                 look = {"fmt": style.marker, "color": style.color, "markeredgecolor": "black", "markersize": 5}
                 ax.errorbar(a["mean"], y, xerr=err, ecolor="#555555", elinewidth=1, label=style.label, **look)
@@ -424,7 +425,7 @@ def plot_errors(
             ax.set_yticklabels([n.replace("_", " ") for n in names])
             ax.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, 103 * max(table.of_problems_high.max(), 0.01)))
     for ax in axes[-1]:
-        ax.set_xlabel("share of all problems (%), 95% interval")
+        ax.set_xlabel("% of all problems, 95% interval")
     note = "mean over seeds; bars cover the 95% intervals of all seeds"
     note += f"\nunder 0.5% everywhere, left out: {', '.join(rare).replace('_', ' ')}" if rare else ""
     handles, labels = axes[0, 0].get_legend_handles_labels()

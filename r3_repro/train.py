@@ -162,6 +162,7 @@ class _TwoSteps(GRPOTrainer):
         self.counted: dict[str, float] = defaultdict(float)  # of the step, by what
         self.samples: list[dict[str, Any]] = []
         self.answers: Answers | None = None  # retries that were generated together with the reflections
+        self.paid = (-1, 0)  # a step, and how many of its answers have been paid in all processes
 
     def _tokenize_prompts(self, prompts: list) -> Any:
         "Token ids of conversations; TRL's own rendering knows one list of tools for all of them."
@@ -219,14 +220,19 @@ class _TwoSteps(GRPOTrainer):
 class _Paid(_TwoSteps):
     "Pays by the arm, and keeps account."
 
+    def _first(self, answers: int) -> int:
+        "Place of this process's first answer among all of the step, refilled batches included."
+        step, done = self.paid if self.paid[0] == self.state.global_step else (self.state.global_step, 0)
+        self.paid = (step, done + answers * self.accelerator.num_processes)
+        return done + answers * self.accelerator.process_index
+
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Any:
         texts = [c[0]["content"] for c in completions]
         answers = self._answered(prompts, texts, completion_ids_list)
         with timed(self.seconds, "verify"):
             problems = [Problem(x["problem_id"], json.loads(x["problem"])) for x in inputs]
             ok = [self.task.verify(p, text).ok for p, text in zip(problems, answers.texts, strict=True)]
-        rank, step = self.accelerator.process_index, self.state.global_step
-        pay = self.arm.pay(ok, self.run.profile, self.run.seed, step * 1000 + rank)
+        pay = self.arm.pay(ok, self.run.profile, self.run.seed, self.state.global_step, self._first(len(ok)))
         self._count(texts, answers, ok)
         if self.state.global_step % self.run.profile.sample_steps == 0:
             self._keep_samples(inputs, prompts, texts, answers, ok, pay)

@@ -1,4 +1,4 @@
-"""The slow files first: `make test` gives whole files to its processes, in the order in which they come."""
+"""The order of the files, and what several of them use."""
 
 from pathlib import Path
 
@@ -6,9 +6,13 @@ import pytest
 
 from r3_repro import contribution, reflections, results
 
+FIRST = ["test_notebooks", "test_two_processes", "test_resume", "test_library", "test_results"]
+"""The slow files first. `make test` gives whole files to its two processes, in the order in which they come, and a process gets
+its next file when two tests of its last one are left: a short file just before a long one would give both to the same."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
 
 
 @pytest.fixture

@@ -100,6 +100,12 @@ def coarse(root: Path) -> Run:
     )
 
 
+def coins(root: Path, processes: int) -> Run:
+    own = (ONE if processes == 1 else TWO)["whole"]
+    name = "one" if processes == 1 else "two"
+    return open_run("smoke", arm="random_reward", root=str(root / name), processes=processes, **SIZE, **own)
+
+
 def cut_off(root: Path) -> Run:
     "A training that is stopped after its first step."
     return open_run("smoke", root=str(root / "end"), processes=2, **(SIZE | {"steps": 4}), **TWO["whole"])
@@ -114,8 +120,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         | {"out": str(root / f"one-{k}")}
         for k in ONE
     ]
+    plans += [{"argv": words(coins(root, 1)), "out": str(root / "one-coins")}]
     drive(one(root, "whole"), plans, root / "plan-one.json")
-    for name in ("two", "coarse", "sharded", "end"):
+    for name in ("two", "coarse", "sharded", "unshared", "end"):
         for kept in ("smoke/countdown/dataset", "smoke/countdown/tiny-base2/failures"):
             shutil.copytree(root / "one" / kept, root / name / kept)
     return root
@@ -133,11 +140,14 @@ def together(root: Path) -> Path:
     plans += [{"argv": words(coarse(root)), "replay": str(root / "cut.json"), "out": str(root / "coarse")}]
     lucky = open_run("smoke", root=str(root / "two"), seed=2, processes=2, **SIZE, **TWO["whole"])
     plans += [{"argv": words(lucky), "succeeds": 1, "out": str(root / "lucky")}]
+    plans += [{"argv": words(coins(root, 2)), "out": str(root / "two-coins")}]
     plans += [{"argv": words(cut_off(root)), "stop": 1, "out": str(root / "cut-off")}]
     run, tape = two(root, "whole", "sharded", sharding="fsdp2"), {"replay": str(root / "whole.json"), "sharded": True}
     own = open_run("smoke", root=str(root / "sharded"), seed=2, processes=2, **SIZE, **TWO["whole"], sharding="fsdp2")
     plans += [{"argv": words(run), **tape, "stop": 1, "out": str(root / "sharded-first")}]
     plans += [{"argv": words(run), **tape, "out": str(root / "sharded-second")}]
+    unshared = two(root, "whole", "unshared", sharding="fsdp2", shared_prefix=False)
+    plans += [{"argv": words(unshared), **tape, "out": str(root / "unshared")}]
     plans += [{"argv": words(own), "sharded": True, "hasty": 1, "out": str(root / "sharded-own")}]
     drive(run, plans, root / "plan-two.json")
     return root
@@ -205,6 +215,12 @@ def test_every_process_takes_the_second_step(together: Path) -> None:
     assert any(min(r[:half]) == 0.0 for r in both[0]["rewards"])
 
 
+def test_coins_fall_the_same_whoever_tosses_them(together: Path) -> None:
+    (alone,), both = seen(together / "one-coins"), seen(together / "two-coins")
+    assert both[0]["rewards"] == both[1]["rewards"] == alone["rewards"]
+    assert len({tuple(r) for r in alone["rewards"]}) == SIZE["steps"] and all(0 < sum(r) < len(r) for r in alone["rewards"])
+
+
 # ── Sharded ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -216,6 +232,13 @@ def test_sharded_training_is_the_same(together: Path) -> None:
     a, b = two(together, "whole"), two(together, "whole", "sharded", sharding="fsdp2")
     same_training(a, b, loss=1e-6, grad=1e-4, weight=1e-5)
     assert {k: v.dtype for k, v in weights(b).items()} == {k: v.dtype for k, v in base(b).items()}, "not the whole model"
+
+
+def test_a_shared_prefix_is_sharded_like_any_other_pass(together: Path) -> None:
+    shared, plain = seen(together / "sharded-second"), seen(together / "unshared")
+    assert all(s["shares"] for s in shared) and not any(s["shares"] for s in plain)
+    runs_of = (two(together, "whole", n, sharding="fsdp2", shared_prefix=n == "sharded") for n in ("sharded", "unshared"))
+    same_training(*runs_of, loss=1e-6, grad=1e-4, weight=1e-5)
 
 
 def test_a_process_that_is_done_helps_the_others_to_finish(together: Path) -> None:

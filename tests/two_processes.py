@@ -105,7 +105,11 @@ def watched(trainer: Any, plan: Plan, tape: dict[str, Any], seen: dict[str, Any]
         trainer.generation_config.max_new_tokens = 3
     if "stop" in plan:
         trainer.add_callback(Stop(plan["stop"]))
-    seen |= {"world": trainer.accelerator.num_processes, "kind": str(trainer.accelerator.distributed_type)}
+    seen |= {
+        "shares": trainer.shares,
+        "world": trainer.accelerator.num_processes,
+        "kind": str(trainer.accelerator.distributed_type),
+    }
     return trainer
 
 
