@@ -321,6 +321,7 @@ def stored_toy(root: Path, own: float = 0.45, problems: int = 520) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_tables_find_an_effect_that_is_there(tmp_path: Path) -> None:
     "Own retries succeed as often as after an empty reflection, and 40 and 30 points more often than after none and another's."
     folder = stored_toy(tmp_path)
@@ -337,7 +338,6 @@ def test_the_tables_find_an_effect_that_is_there(tmp_path: Path) -> None:
     assert said.tolist() == ["yes", "yes", said.iloc[2]] and said.iloc[2] != "yes"
     by_seed = pd.read_csv(folder / "tables/controls_by_seed.csv")
     assert set(by_seed.seed) == {0, 1, 2} and len(by_seed) == 2 * 3 * 4
-    assert {f.suffix for f in (folder / "figures").glob("controls.*")} == {".svg", ".pdf", ".png"}
 
 
 def test_a_row_is_what_the_statistics_say(tmp_path: Path) -> None:
