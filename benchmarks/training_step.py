@@ -202,7 +202,13 @@ def main() -> None:
     print(f"expected of the shared prefix by multiplications, attention included: {foretold:.2f} times (random model)")
     if a.out:
         save_table(table, a.out, "training_step", caption="One training step, four ways.")
-        write_json(a.out / "training_step.manifest.json", provenance() | {"measured": found})
+        like = {
+            "prompt": a.task + a.attempt,
+            "reflection": a.reflection,
+            "group": a.group,
+            "millions": found["plain"][0]["millions"],
+        }
+        write_json(a.out / "training_step.manifest.json", provenance() | {"shape": like, "measured": found})
 
 
 if __name__ == "__main__":
