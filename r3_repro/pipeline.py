@@ -48,7 +48,7 @@ def check_parameters(
     parameters: dict[str, Any],  # by name
 ) -> None:
     "Raise `SettingsError` for a parameter that the notebook does not declare in its cell tagged `parameters`."
-    import papermill  # here, since a run that is refused or done already needs none of it, and it takes seconds
+    import papermill  # here, since a run that is refused or done already needs none of it
 
     known = papermill.inspect_notebook(str(notebook))
     if not known:

@@ -297,6 +297,21 @@ def test_evaluation_makes_the_controls_that_the_profile_names(tmp_path: Path, mo
         assert launched == [(s, "vanilla-seed0") for s in stages]
 
 
+def test_what_is_evaluated_needs_no_process(world: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    "Episodes alone, then with their controls; those of one more control are to be made."
+    run, _ = world(4)
+    launched: list[tuple] = []
+    monkeypatch.setattr(runs, "_launched", lambda *words, **_: str(launched.append(words)))
+    of = lambda *wanted: replace(run, profile=run.profile.model_copy(update={"controls": wanted}))  # noqa: E731
+    evaluate_all(of())
+    make_controls(of("bare"))
+    evaluate_all(of("bare"))
+    said = capsys.readouterr().out.splitlines()
+    assert not launched and "episodes of vanilla" in said[0] and "bare" in said[1] and "bare" not in said[0]
+    evaluate_all(of("bare", "empty"))
+    assert len(launched) == 1
+
+
 def test_the_command_of_a_study_with_controls_can_be_read_again() -> None:
     run = open_run("tiny", controls=CONTROLS)
     command = runs.stage_command("controls", run)

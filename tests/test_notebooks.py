@@ -114,6 +114,10 @@ def test_a_second_run_makes_nothing_anew(reproduced: Path, elsewhere: Path, monk
         stage.main([*common, "--arm", arm])
     forgetting.main(common)
     assert stamps(elsewhere) == first
+    run = open_run("smoke", root=str(elsewhere))
+    assert train.is_trained(run) and not train.is_trained(replace(run, seed=1))
+    with pytest.raises(SettingsError, match="begun with something else"):
+        train.is_trained(open_run("smoke", root=str(elsewhere), learning_rate=0.5))
 
 
 def test_every_chapter_runs_under_nbdev_test(reproduced: Path, elsewhere: Path) -> None:
