@@ -27,8 +27,9 @@ export TOKENIZERS_PARALLELISM ?= false
 reproduce: $(VENV)/.core
 	$(BIN)/python -m r3_repro.pipeline --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seed $(SEED)
 
+# Three processes for two cores: kills, servers and queues are waited for.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-vllm: $(VLLM_VENV)/.done
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/on_vllm

@@ -6,13 +6,18 @@ import pytest
 
 from r3_repro import contribution, reflections, results
 
-FIRST = ["test_notebooks", "test_two_processes", "test_resume", "test_library", "test_results"]
-"""The slow files first. `make test` gives whole files to its two processes, in the order in which they come, and a process gets
-its next file when two tests of its last one are left: a short file just before a long one would give both to the same."""
+FIRST = ["notebooks", "resume", "library", "docs", "two_processes", "results", "attempts", "servers", "forgetting", "controls"]
+"""The slow files first. `make test` gives whole files to its processes, in the order in which they come, and a process gets its
+next file when two tests of its last one are left: a short file just before a long one would give both to the same."""
+
+
+def place(item: pytest.Item) -> int:
+    name = item.path.stem.removeprefix("test_")
+    return FIRST.index(name) if name in FIRST else len(FIRST)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+    items.sort(key=place)
 
 
 @pytest.fixture

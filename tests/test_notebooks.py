@@ -1,11 +1,9 @@
 """Every notebook runs under nbdev-test, all chapters through the pipeline, and some under papermill from another folder."""
 
 import hashlib
-import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,19 +14,25 @@ import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
 
-from r3_repro.pipeline import SKIP, check_parameters, run_together
+from r3_repro.pipeline import SKIP, check_parameters
 from r3_repro.runs import open_run, preflight
-from r3_repro.settings import SettingsError
+from r3_repro.settings import SettingsError, load_profile
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+SETTINGS = REPOSITORY / "settings.ini"
 NOTEBOOKS = sorted((REPOSITORY / "nbs").rglob("[!.]*.ipynb"))
 CHAPTERS = [n for n in NOTEBOOKS if re.match(r"0[1-6]_", n.name)]
 
 pytestmark = pytest.mark.slow
 
 
+ARMS = ("r3", "random_reward")
+
+
 def environment(root: Path, **more: str) -> dict[str, str]:
-    "Offline, and with a run tree of its own."
+    "Offline, with a run tree of its own, and with the settings that are in it, if any."
+    if (own := root / "settings.ini").is_file():
+        more["R3_SETTINGS"] = str(own)
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return os.environ | offline | {"R3_ROOT": str(root), "OMP_WAIT_POLICY": "passive"} | more
 
@@ -77,12 +81,17 @@ def pipeline(root: Path, *args: str, **more: str) -> subprocess.CompletedProcess
 
 @pytest.fixture(scope="module")
 def reproduced(elsewhere: Path) -> Path:
-    "All chapters through the pipeline, from another folder than the repository's."
+    "All chapters through the pipeline, from another folder than the repository's, with two arms side by side."
+    settings, n = re.subn(r"(?<=\[smoke\]\nbased_on = tiny\n)arms = r3\n", f"arms = {' '.join(ARMS)}\n", SETTINGS.read_text())
+    assert n == 1
+    (elsewhere / "settings.ini").write_text(settings)
     done = pipeline(elsewhere)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     assert "\nC2  training lifts accuracy" in done.stdout and "everything done" in done.stdout
     assert re.search(r"\[1/\d\] 01_datasets: done in \d+ s", done.stderr)
-    assert "train r3-seed0" in done.stderr, "the training's progress bar did not reach the terminal"
+    lines = re.split(r"[\r\n]", done.stderr)
+    together = [line for line in lines if all(f"train {arm}-seed0" in line for arm in ARMS)]
+    assert together, "the progress of both trainings did not reach the terminal in one line"
     return elsewhere / "smoke" / "countdown" / "tiny-base2"
 
 
@@ -179,21 +188,12 @@ def test_a_trained_model_carries_a_card_with_its_scores(reproduced: Path) -> Non
     assert manifest["hashes"]["model"] in card.text and str(REPOSITORY) not in card.text
 
 
-def test_two_arms_train_side_by_side(reproduced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    "Two kernels at once, one line of progress."
-    for key, value in environment(tmp_path).items():
-        monkeypatch.setenv(key, value)
-    for kept in ("smoke/countdown/dataset", "smoke/countdown/tiny-base2/failures"):
-        shutil.copytree(reproduced.parents[2] / kept, tmp_path / kept)
-    run, seen = open_run("smoke", root=str(tmp_path)), io.StringIO()
-    run_together([("03_train", {"arm": "r3"}), ("03_train", {"arm": "random_reward"})], run, seen)
-    last = seen.getvalue().rstrip().split("\r")[-1]
-    assert "train r3-seed0" in last and "train random_reward-seed0" in last and "\n" not in last
-    logs = [pd.read_json(run.model_dir / f"training/{arm}-seed0/log.jsonl", lines=True) for arm in ("r3", "random_reward")]
-    assert [len(log) for log in logs] == [run.profile.steps] * 2
-    executed = {n.name for n in (run.model_dir / "notebooks").glob("*.ipynb")}
-    assert executed == {"03_train-r3.ipynb", "03_train-random_reward.ipynb"}
-    assert {json.loads(m.read_text())["arm"] for m in run.model_dir.glob("training/*/manifest.json")} == {"r3", "random_reward"}
+def test_two_arms_were_trained_side_by_side(reproduced: Path) -> None:
+    logs = [pd.read_json(reproduced / f"training/{arm}-seed0/log.jsonl", lines=True) for arm in ARMS]
+    assert [len(log) for log in logs] == [load_profile("smoke").steps] * 2
+    assert {n.name for n in (reproduced / "notebooks").glob("03_*.ipynb")} == {f"03_train-{arm}.ipynb" for arm in ARMS}
+    assert {json.loads(m.read_text())["arm"] for m in reproduced.glob("training/*/manifest.json")} == set(ARMS)
+    assert {f.stem for f in reproduced.glob("episodes/*.parquet")} == {"vanilla", *(f"{arm}-seed0" for arm in ARMS)}
 
 
 # ── Plain papermill ────────────────────────────────────────────────────────────────────────────────────────────────

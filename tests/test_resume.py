@@ -22,9 +22,9 @@ from r3_repro.settings import SettingsError
 
 HERE = Path(__file__).parent
 MOMENTS = ["start", "middle", "middle", "middle", "end", "save"]
-MINING = ["train_size=160", "generation_batch=8", "flush_rows=8", "attempts_per_problem=3"]
+MINING = ["train_size=96", "generation_batch=8", "flush_rows=8", "attempts_per_problem=3"]
 MINING = [word for setting in MINING for word in ("--set", setting)]
-STEPS = 15
+STEPS = 12
 TRAINING = ["--set", f"steps={STEPS}", "--set", "save_steps=2"]
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 TRAINED = "smoke/countdown/tiny-base2/training/r3-seed0"
@@ -58,7 +58,7 @@ def test_mining_killed_six_times_draws_the_same_attempts(tmp_path):
     for root in ("plain", "cut"):
         folder = tmp_path / root / "smoke/countdown/tiny-base2/failures"
         attempts = relation(folder / "attempts").order("place, sample").df()
-        assert len(attempts) == 160 * 3 and not attempts.duplicated(["problem_id", "sample"]).any()
+        assert len(attempts) == 96 * 3 and not attempts.duplicated(["problem_id", "sample"]).any()
         manifest = json.loads((folder / "manifest.json").read_text())
         stored.append((attempts, pd.read_parquet(folder / "failures.parquet"), manifest["hashes"]))
     assert all(a.equals(b) for a, b in zip(stored[0][:2], stored[1][:2], strict=True)) and stored[0][2] == stored[1][2]
