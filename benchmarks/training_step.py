@@ -4,11 +4,12 @@
     python benchmarks/training_step.py --model Qwen/Qwen2.5-1.5B-Instruct --dtype bfloat16   # on a GPU
     python benchmarks/training_step.py --out results/training_step
 
-All four sides generate the same number of tokens a step. `trl`: prompts without attempt and reflection, answers as long as
+All sides generate the same number of tokens a step. `trl`: prompts without attempt and reflection, answers as long as
 reflection and retry together. `retry_kept`: reflection and retry are one completion, as public code for several turns has it.
-`plain` and `shared`: only the reflection is forwarded after the prompt. A step is what the trainer does with sampled completions:
-log-probabilities of the reference, loss, gradients, optimiser. Generation is timed beside it. Each side runs in a process of its
-own, for its peak of memory, and the sides take turns for `--rounds` rounds; medians are printed, and what to expect by tokens.
+`plain` and `shared`: only the reflection is forwarded after the prompt; `shared_mask` is `shared` with one masked attention in
+place of the one in two parts. A step is what the trainer does with sampled completions: log-probabilities of the reference, loss,
+gradients, optimiser. Generation is timed beside it. Each side runs in a process of its own, for its peak of memory, and the sides
+take turns for `--rounds` rounds; medians are printed, and what to expect by tokens.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from r3_repro.engines import load_tokenizer
 from r3_repro.plots import save_table
 from r3_repro.runs import open_run, provenance, write_json
 from r3_repro.settings import find_home
-from r3_repro.shared_prefix import expected_saving
+from r3_repro.shared_prefix import expected_saving, in_two_parts
 from r3_repro.train import R3Trainer, _pay, grpo_config, training_set
 
 TINY = "r3_repro/assets/tiny-base2"
@@ -41,6 +42,7 @@ SIDES = {  # prompt and completion tokens, as shares of (task, attempt and reque
     "retry_kept": ((1, 1, 0, 0, 0), (0, 0, 1, 1, 1)),
     "plain": ((1, 1, 0, 0, 0), (0, 0, 1, 0, 0)),
     "shared": ((1, 1, 0, 0, 0), (0, 0, 1, 0, 0)),
+    "shared_mask": ((1, 1, 0, 0, 0), (0, 0, 1, 0, 0)),
 }
 
 
@@ -72,7 +74,9 @@ def trainer_of(side: str, a: argparse.Namespace, folder: str) -> Any:
     )
     trainer.model.to(trainer.accelerator.device).train()
     trainer.current_gradient_accumulation_steps = a.groups
-    trainer.shares = side == "shared"
+    trainer.shares = side.startswith("shared")
+    if side == "shared" and not in_two_parts(trainer.model, *filter(None, [trainer.ref_model])):
+        raise SystemExit("the attention in two parts does not work with this model")
     return trainer
 
 
@@ -168,7 +172,7 @@ def table_of(a: argparse.Namespace, found: dict[str, list[dict[str, float]]]) ->
     for side in SIDES:
         prompt, completion = shape(side, a)
         m = {k: statistics.median(r[k] for r in found[side]) for k in plain}
-        run = prompt - 1 + a.group * (completion + 1) if side == "shared" else a.group * (prompt + completion)
+        run = prompt - 1 + a.group * (completion + 1) if side.startswith("shared") else a.group * (prompt + completion)
         rows.append({
             "side": side, "tokens run a group": run, "update, s": round(m["update"], 2),
             "ratios of rounds": " ".join(
@@ -201,7 +205,7 @@ def main() -> None:
     foretold = expected_saving(a.task + a.attempt, a.reflection, a.group, 19_000_000, 384, 8)
     print(f"expected of the shared prefix by multiplications, attention included: {foretold:.2f} times (random model)")
     if a.out:
-        save_table(table, a.out, "training_step", caption="One training step, four ways.")
+        save_table(table, a.out, "training_step", caption="One training step, by what is run.")
         like = {
             "prompt": a.task + a.attempt,
             "reflection": a.reflection,

@@ -55,7 +55,7 @@ from r3_repro.runs import (
     timed,
     write_manifest,
 )
-from .shared_prefix import pack, shared_log_probs, why_not
+from .shared_prefix import SPLIT, in_two_parts, pack, shared_log_probs, why_not
 from .settings import Profile, SettingsError, TrainingSettings, model_path
 from r3_repro.tasks import (
     Message,
@@ -460,6 +460,8 @@ def build_trainer(run: Run, failures: pd.DataFrame) -> R3Trainer:
     if p.shared_prefix:
         reason = why_not(trainer.model, longest)
         trainer.shares = reason is None
+        if trainer.shares:
+            in_two_parts(trainer.model, *filter(None, [trainer.ref_model]))
         if reason:
             warnings.warn(f"shared_prefix = true is without effect, each prompt is run once a completion: {reason}", stacklevel=2)
     for noisy in (ProgressCallback, PrinterCallback):
