@@ -1,6 +1,7 @@
 # make reproduce   the whole pipeline on the embedded tiny world (a CPU, minutes); PROFILE= TASK= MODEL= SEED= choose another run
 # make test        all tests
 # make test-vllm   the tests that need vLLM, with its CPU build, in an environment of its own
+# make test-deepspeed   the tests of sharding with DeepSpeed's ZeRO-3, on a CPU
 # make figures     every table and figure again from results/ alone (installs no torch)
 # make study       the committed results: all arms and seeds of PROFILE, then publish to results/; ARMS= SEEDS= choose others,
 #                  TRANSFER=1: also what other tasks trained, CONTROLS=1: also retries without the own reflection
@@ -16,13 +17,14 @@ ARMS ?=
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
+DEEPSPEED ?= .venv-deepspeed
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Threads that wait for work by spinning cost more than they bring at this size.
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: reproduce test test-vllm figures study docs lint export clean
+.PHONY: reproduce test test-vllm test-deepspeed figures study docs lint export clean
 
 reproduce: $(VENV)/.core
 	$(BIN)/python -m r3_repro.pipeline --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seed $(SEED)
@@ -33,6 +35,9 @@ test: $(VENV)/.dev
 
 test-vllm: $(VLLM_VENV)/.done
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/on_vllm
+
+test-deepspeed: $(VENV)/.dev $(DEEPSPEED)/.done
+	R3_DEEPSPEED=$(DEEPSPEED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/on_deepspeed
 
 figures: $(VENV)/.base
 	$(BIN)/python -m r3_repro.figures --root results
@@ -80,4 +85,8 @@ $(VLLM_VENV)/.done: requirements-vllm.txt pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --requirement requirements-vllm.txt --editable .
+	touch $@
+
+$(DEEPSPEED)/.done: requirements-deepspeed.txt $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --no-deps --target $(DEEPSPEED) --upgrade --requirement requirements-deepspeed.txt
 	touch $@

@@ -260,11 +260,12 @@ def stage_all(folder: Path, executed: dict[Path, Path], profile: str = "smoke") 
         pages.notebook(source, copy, profile)
     pages.write("modules.md", modules_page())
     top = HOME / "tests"
-    tests = [f.relative_to(top).with_suffix("") for f in [*sorted(top.glob("test_*.py")), *sorted(top.glob("on_vllm/test_*.py"))]]
+    tests = [f.relative_to(top).with_suffix("") for f in [*sorted(top.glob("test_*.py")), *sorted(top.glob("on_*/test_*.py"))]]
     for name in tests:
         pages.write(f"tests/{name}.md", test_page((top / name).with_suffix(".py")))
     listed = "\n".join(map(str, tests))
-    about = "What is awkward in a notebook. `make test` runs them all but for those in on_vllm/, which `make test-vllm` runs."
+    apart = "on_vllm/ and on_deepspeed/, which `make test-vllm` and `make test-deepspeed` run"
+    about = f"What is awkward in a notebook. `make test` runs them all but for {apart}."
     pages.write("tests/index.md", f"# Tests\n\n{about}\n\n```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n")
     return pages
 

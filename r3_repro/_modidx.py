@@ -893,6 +893,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'r3_repro.shared_prefix.Packed.tokens': ( 'lib/shared_prefix.html#packed.tokens',
                                                                                   'r3_repro/shared_prefix.py'),
                                         'r3_repro.shared_prefix.Parts': ('lib/shared_prefix.html#parts', 'r3_repro/shared_prefix.py'),
+                                        'r3_repro.shared_prefix._before_sharding': ( 'lib/shared_prefix.html#_before_sharding',
+                                                                                     'r3_repro/shared_prefix.py'),
                                         'r3_repro.shared_prefix._bound': ('lib/shared_prefix.html#_bound', 'r3_repro/shared_prefix.py'),
                                         'r3_repro.shared_prefix._mask': ('lib/shared_prefix.html#_mask', 'r3_repro/shared_prefix.py'),
                                         'r3_repro.shared_prefix._row': ('lib/shared_prefix.html#_row', 'r3_repro/shared_prefix.py'),

@@ -8,12 +8,15 @@ __all__ = ['SPLIT', 'MASKS', 'Packed', 'pack', 'attends', 'Parts', 'parts_of', '
 
 # %% ../nbs/lib/shared_prefix.ipynb #4591bb08
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations import deepspeed
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -218,9 +221,24 @@ def why_not(
         return f"on a trial batch the log-probabilities differ by {difference:.2g} from those of the plain pass"
     return None
 
-
+# %% ../nbs/lib/shared_prefix.ipynb #ad1c7e81
 def _bound(model: Any) -> float:
     return 1e-4 if model.dtype == torch.float32 else 0.05
+
+
+@contextmanager
+def _before_sharding() -> Iterator[None]:
+    "TRL's head asks ZeRO-3 for weights; at the time of a trial nothing is sharded yet."
+    if not deepspeed.is_deepspeed_zero3_enabled():
+        yield
+        return
+    there: Any = deepspeed._hf_deepspeed_config_weak_ref
+    config = there()
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(config)
 
 
 @torch.no_grad()
@@ -233,8 +251,9 @@ def _tried(model: Any, vocabulary: int) -> float:
     ids[:, :12] = ids[0, :12]
     mask, keep = torch.ones_like(ids), 8
     labels = ids.masked_fill(torch.arange(20, device=ids.device) < 12, -100)
-    plain = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).log_probs[:, -keep:]
-    shared, _ = shared_log_probs(model, pack(ids, mask, keep))
+    with _before_sharding():
+        plain = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).log_probs[:, -keep:]
+        shared, _ = shared_log_probs(model, pack(ids, mask, keep))
     model.train(training)
     return (plain - shared).abs().max().item()
 

@@ -461,7 +461,7 @@ def build_trainer(run: Run, failures: pd.DataFrame) -> R3Trainer:
         reason = why_not(trainer.model, longest)
         trainer.shares = reason is None
         if trainer.shares:
-            in_two_parts(trainer.model, *filter(None, [trainer.ref_model]))
+            in_two_parts(trainer.model, *map(trainer.accelerator.unwrap_model, filter(None, [trainer.ref_model])))
         if reason:
             warnings.warn(f"shared_prefix = true is without effect, each prompt is run once a completion: {reason}", stacklevel=2)
     for noisy in (ProgressCallback, PrinterCallback):

@@ -52,6 +52,16 @@ def set_sharding(on: bool) -> None:
         torch.distributed.init_process_group("gloo")
 
 
+def use_zero3() -> None:
+    "With ZeRO-3. Transformers and accelerate take DeepSpeed on GPUs only: they are told that these processors are some."
+    from r3_repro import train as stage
+
+    config = stage.GRPOConfig
+    stage.GRPOConfig = lambda **given: config(**given | {"use_cpu": False})  # type: ignore[assignment,misc]
+    PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)  # type: ignore[method-assign]
+    runs._check_processes = lambda *_: None
+
+
 class Stop(TrainerCallback):
     def __init__(self, step: int):
         self.step = step
@@ -141,8 +151,12 @@ def train(plan: Plan) -> None:
 
 
 if __name__ == "__main__":
+    zero3 = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    if zero3:
+        use_zero3()
     for each in json.loads(Path(sys.argv[1]).read_text()):
-        set_sharding(bool(each.get("sharded")))
+        if not zero3:
+            set_sharding(bool(each.get("sharded")))
         train(each)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
