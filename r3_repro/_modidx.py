@@ -737,6 +737,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'r3_repro.runs._git': ('lib/runs.html#_git', 'r3_repro/runs.py'),
                                'r3_repro.runs._launched': ('lib/runs.html#_launched', 'r3_repro/runs.py'),
                                'r3_repro.runs._own_words': ('lib/runs.html#_own_words', 'r3_repro/runs.py'),
+                               'r3_repro.runs._refusals': ('lib/runs.html#_refusals', 'r3_repro/runs.py'),
                                'r3_repro.runs.atomic': ('lib/runs.html#atomic', 'r3_repro/runs.py'),
                                'r3_repro.runs.atomic_folder': ('lib/runs.html#atomic_folder', 'r3_repro/runs.py'),
                                'r3_repro.runs.claim': ('lib/runs.html#claim', 'r3_repro/runs.py'),

@@ -589,6 +589,12 @@ REFUSED = "r3_repro: "
 "How a stage begins the one line that says why it does not run."
 
 
+def _refusals(lines: list[str]) -> list[str]:
+    "What a stage says of why it does not run, once; processes that say it at one moment may leave it in one line."
+    told = [part.strip() for line in lines if line.startswith(REFUSED) for part in line.split(REFUSED)]
+    return [part for part in dict.fromkeys(told) if part]
+
+
 def _own_words(lines: list[str]) -> list[str]:
     "The lines before torchrun reports, at length, that a process of several has failed; without its remarks on itself."
     report = next((i for i, line in enumerate(lines) if "torch/distributed/elastic/multiprocessing/api.py" in line), None)
@@ -623,11 +629,11 @@ def _launched(module: str, run: Run, *extra: str, **environment: str) -> str:
                 follow.write(block)
             text = block.decode(errors="replace")
             tail = ("".join(tail) + text).splitlines(keepends=True)
-            refusal = [line for line in tail if line.startswith(REFUSED)] or refusal  # torchrun says a lot after it
+            refusal = _refusals(tail) or refusal  # torchrun says a lot after it
             tail = tail[-400:]
         code = process.wait()
     if refusal:
-        raise SettingsError(refusal[-1].removeprefix(REFUSED).strip())
+        raise SettingsError("\n".join(refusal))
     if code:
         raise RuntimeError(f"stage {module!r} failed with exit code {code}; its last lines:\n{''.join(_own_words(tail)[-40:])}")
     said = [line.strip() for line in _own_words(tail) if line.strip()]
@@ -704,7 +710,7 @@ def plain_refusal() -> Iterator[None]:
     try:
         yield
     except (SettingsError, EngineError) as e:
-        print("\n".join(REFUSED + line for line in str(e).splitlines()), file=sys.stderr)
+        sys.stderr.write("".join(f"{REFUSED}{line}\n" for line in str(e).splitlines()))  # at once: other processes write as well
         raise SystemExit(2) from None
 
 
