@@ -894,6 +894,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'r3_repro.shared_prefix.Packed.tokens': ( 'lib/shared_prefix.html#packed.tokens',
                                                                                   'r3_repro/shared_prefix.py'),
                                         'r3_repro.shared_prefix.Parts': ('lib/shared_prefix.html#parts', 'r3_repro/shared_prefix.py'),
+                                        'r3_repro.shared_prefix._attended': ( 'lib/shared_prefix.html#_attended',
+                                                                              'r3_repro/shared_prefix.py'),
                                         'r3_repro.shared_prefix._before_sharding': ( 'lib/shared_prefix.html#_before_sharding',
                                                                                      'r3_repro/shared_prefix.py'),
                                         'r3_repro.shared_prefix._bound': ('lib/shared_prefix.html#_bound', 'r3_repro/shared_prefix.py'),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations import deepspeed
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -127,6 +127,16 @@ SPLIT = "r3_shared_prefix"
 "Name of the attention in two parts among those of transformers."
 
 
+def _attended(module: Any, query: Any, key: Any, value: Any, mask: torch.Tensor, **how: Any) -> torch.Tensor:
+    "`sdpa` with a mask; a CPU's kernel takes keys that several heads share as they are, others want them repeated."
+    if query.device.type != "cpu" or how.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, mask, **how)[0]
+    out = scaled_dot_product_attention(
+        query, key, value, mask, how.get("dropout", 0.0), scale=how.get("scaling"), enable_gqa=key.size(1) < query.size(1)
+    )
+    return out.transpose(1, 2)
+
+
 def split_attention(
     module: torch.nn.Module,  # an attention layer
     query: torch.Tensor,  # (prompts, heads, length, size)
@@ -148,7 +158,7 @@ def split_attention(
         before = x[:, None, :, : p.prefix].expand(-1, most, -1, -1, -1)
         return (torch.cat([before, own], 3) if prefix else own).flatten(0, 1)
 
-    own, _ = sdpa_attention_forward(module, rows(query, False), rows(key, True), rows(value, True), p.seen, **how)
+    own = _attended(module, rows(query, False), rows(key, True), rows(value, True), p.seen, **how)
     out = own.new_zeros(query.size(0), query.size(2), *own.shape[2:])
     if p.prefix:
         q, k, v = (x[:, :, : p.prefix] for x in (query, key, value))
