@@ -1,6 +1,6 @@
 """Start a stage again and again and kill it at chosen moments, then let it end.
 
-    python tests/kill_and_resume.py STAGE ROOT MOMENTS SEED [--set KEY=VALUE ...]
+    python tests/kill_and_resume.py STAGE ROOT MOMENTS SEED [--arm ARM] [--set KEY=VALUE ...] [--then …]
 
 STAGE is `failures` or `train`; MOMENTS are words with commas between, one for each kill:
 
@@ -10,8 +10,8 @@ STAGE is `failures` or `train`; MOMENTS are words with commas between, one for e
     save     while the results are being written
 
 The stage runs in forked children of this process, so that the imports are paid once; SIGKILL gives a child no chance to tidy
-up. Prints one JSON object: for each kill that hit a running stage its moment, the progress then, and whether the manifest, which
-is written last, was there.
+up. Prints one JSON object for each run, between which stands `--then`: for each kill that hit a running stage its moment, the
+progress then, and whether the manifest, which is written last, was there.
 """
 
 import importlib
@@ -23,31 +23,28 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 from r3_repro.attempts import segments
-from r3_repro.runs import parse_run
+from r3_repro.runs import Run, parse_run
 
-FOLDER = {"failures": "*/*/*/failures", "train": "*/*/*/training/*"}
-SAVED = {"failures": ["*/*/*/failures/*failures.parquet*"], "train": ["*/*/*/training/*/.model*", "*/*/*/training/*/model*"]}
+SAVED = {"failures": ["*failures.parquet*"], "train": [".model*", "model*"]}
 GIVE_UP = 120  # seconds
 
 
-def progress(stage: str, root: Path) -> int:
+def progress(stage: str, folder: Path) -> int:
     "Units of finished work on disk: stored attempts, or logged training steps."
     if stage == "failures":
-        return sum(s.rows for folder in root.glob("*/*/*/failures/attempts") for s in segments(folder))
-    return sum(f.read_bytes().count(b"\n") for f in root.glob("*/*/*/training/*/log.jsonl"))
+        return sum(s.rows for s in segments(folder / "attempts"))
+    log = folder / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-def work(stage: str, argv: list[str]) -> int:
+def work(stage: str, run: Run) -> int:
     "Units of work in all."
-    p = parse_run("", argv).profile
+    p = run.profile
     return p.steps if stage == "train" else p.attempts_per_problem * p.train_size
-
-
-def finished(stage: str, root: Path) -> bool:
-    return any(root.glob(f"{FOLDER[stage]}/manifest.json"))
 
 
 def start(main: Callable, argv: list[str]) -> int:
@@ -72,15 +69,15 @@ def wait_for(what: Callable[[], bool], pid: int) -> bool:
     return True
 
 
-def killed(pid: int, moment: str, stage: str, root: Path, total: int, rng: random.Random) -> bool:
+def killed(pid: int, moment: str, stage: str, folder: Path, total: int, rng: random.Random) -> bool:
     "Let the child get to a moment, kill it there; False if it ended before."
-    before = progress(stage, root)
+    before = progress(stage, folder)
     goal = min(total, max(1, before + rng.randint(0, 2)))
     ready = {
         "start": lambda: True,
-        "middle": lambda: progress(stage, root) >= goal,
-        "end": lambda: progress(stage, root) >= total,
-        "save": lambda: any(any(root.glob(pattern)) for pattern in SAVED[stage]),
+        "middle": lambda: progress(stage, folder) >= goal,
+        "end": lambda: progress(stage, folder) >= total,
+        "save": lambda: any(any(folder.glob(pattern)) for pattern in SAVED[stage]),
     }[moment]
     if not wait_for(ready, pid):
         return False
@@ -89,19 +86,26 @@ def killed(pid: int, moment: str, stage: str, root: Path, total: int, rng: rando
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
 
+def kill_and_resume(stage: str, moments: list[str], rng: random.Random, argv: list[str]) -> dict:
+    "Kill one run at each of the moments, and let it end."
+    module, run = importlib.import_module(f"r3_repro.{stage}"), parse_run("", argv)
+    folder, total, hits = run.failures if stage == "failures" else run.training, work(stage, run), []
+    for moment in moments:
+        if killed(start(module.main, argv), moment, stage, folder, total, rng):
+            hits.append([moment, progress(stage, folder), (folder / "manifest.json").exists()])
+    _, status = os.waitpid(start(module.main, argv), 0)
+    return {"hits": hits, "exit": os.waitstatus_to_exitcode(status), "work": total}
+
+
 def main() -> None:
     stage, root, moments, seed, *more = sys.argv[1:]
-    rng, folder, hits = random.Random(int(seed)), Path(root), []
-    module = importlib.import_module(f"r3_repro.{stage}")
+    rng = random.Random(int(seed))
     if stage == "failures":
         importlib.import_module("r3_repro.engines")
-    argv = ["--profile", "smoke", "--root", root, *more]
-    total = work(stage, argv)
-    for moment in filter(None, moments.split(",")):
-        if killed(start(module.main, argv), moment, stage, folder, total, rng):
-            hits.append([moment, progress(stage, folder), finished(stage, folder)])
-    _, status = os.waitpid(start(module.main, argv), 0)
-    print(json.dumps({"hits": hits, "exit": os.waitstatus_to_exitcode(status), "work": total}))
+    for then, words in groupby(more or [""], lambda word: word == "--then"):
+        if not then:
+            argv = ["--profile", "smoke", "--root", root, *filter(None, words)]
+            print(json.dumps(kill_and_resume(stage, moments.split(","), rng, argv)), flush=True)
 
 
 if __name__ == "__main__":

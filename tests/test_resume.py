@@ -32,13 +32,13 @@ TRAINED = "smoke/countdown/tiny-base2/training/r3-seed0"
 pytestmark = pytest.mark.slow
 
 
-def kill_and_resume(stage: str, root: Path, moments: list[str], more: list[str]) -> dict:
-    "Run tests/kill_and_resume.py; what it printed last."
+def kill_and_resume(stage: str, root: Path, moments: list[str], more: list[str]) -> list[dict]:
+    "Run tests/kill_and_resume.py; what it printed of each run."
     command = [sys.executable, str(HERE / "kill_and_resume.py"), stage, str(root), ",".join(moments), "0", *more]
     done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert said["exit"] == 0, done.stderr[-3000:]
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert {run["exit"] for run in said} == {0}, done.stderr[-3000:]
     return said
 
 
@@ -52,7 +52,7 @@ def check_moments(said: dict) -> None:
 
 def test_mining_killed_six_times_draws_the_same_attempts(tmp_path):
     to_its_end("failures", tmp_path / "plain", MINING)
-    cut = kill_and_resume("failures", tmp_path / "cut", MOMENTS, MINING)
+    (cut,) = kill_and_resume("failures", tmp_path / "cut", MOMENTS, MINING)
     check_moments(cut)
     stored = []
     for root in ("plain", "cut"):
@@ -95,13 +95,13 @@ def uninterrupted(mined: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return root
 
 
-def check_same_training(plain: Path, cut: Path) -> None:
+def check_same_training(plain: Path, cut: Path, arm: str = "r3", steps: int = STEPS) -> None:
     "The same log (but for seconds), samples and weights, byte for byte; no half-written rest."
     ends = []
     for root in (plain, cut):
-        folder = root / TRAINED
+        folder = (root / TRAINED).with_name(f"{arm}-seed0")
         log = pd.read_json(folder / "log.jsonl", lines=True)
-        assert log.step.tolist() == list(range(1, STEPS + 1))  # no step lost, none twice
+        assert log.step.tolist() == list(range(1, steps + 1))  # no step lost, none twice
         assert (folder / "manifest.json").is_file() and not any(f.name.endswith(".part") for f in folder.iterdir())
         samples, weights = (folder / "samples.jsonl").read_text(), (folder / "model/model.safetensors").read_bytes()
         ends.append((log.drop(columns=[c for c in log if c.startswith("seconds_")]), samples, weights))
@@ -112,8 +112,26 @@ def check_same_training(plain: Path, cut: Path) -> None:
 
 def test_training_killed_six_times_ends_with_the_same_weights(mined, uninterrupted, tmp_path):
     shutil.copytree(mined, tmp_path / "cut")
-    check_moments(kill_and_resume("train", tmp_path / "cut", MOMENTS, TRAINING))
+    check_moments(*kill_and_resume("train", tmp_path / "cut", MOMENTS, TRAINING))
     check_same_training(uninterrupted, tmp_path / "cut")
+
+
+def test_every_arm_goes_on_as_if_never_killed(uninterrupted, tmp_path):
+    "With refilled batches in one arm: where they stand in the data is taken up again as well."
+    for root in ("plain", "cut"):  # the run of r3 is there: plain GRPO is matched with it, and has as many steps
+        shutil.copytree(uninterrupted, tmp_path / root)
+    steps, arms = {"all_tokens": 4, "random_reward": 4, "plain_grpo": STEPS}, []
+    for arm in steps:
+        arms.append(["--arm", arm, "--set", f"steps={steps[arm]}", "--set", "save_steps=1"])
+        arms[-1] += ["--set", "zero_variance=refill"] if arm == "all_tokens" else []
+        to_its_end("train", tmp_path / "plain", arms[-1])
+    cut = kill_and_resume("train", tmp_path / "cut", ["middle"], [*arms[0], "--then", *arms[1], "--then", *arms[2]])
+    for arm, said in zip(steps, cut, strict=True):
+        ((moment, done, _),) = said["hits"]
+        assert moment == "middle" and 0 < done < steps[arm], said
+        check_same_training(tmp_path / "plain", tmp_path / "cut", arm, steps[arm])
+    refilled = pd.read_json((tmp_path / "cut" / TRAINED).with_name("all_tokens-seed0") / "log.jsonl", lines=True).refilled
+    assert refilled.sum() > 0
 
 
 LAUNCH = (
