@@ -2,6 +2,7 @@
 # make test        all tests
 # make test-vllm   the tests that need vLLM, with its CPU build, in an environment of its own
 # make test-deepspeed   the tests of sharding with DeepSpeed's ZeRO-3, on a CPU
+# make test-trackers    the tests of curves in trackio and wandb, which stay on this machine
 # make figures     every table and figure again from results/ alone (installs no torch)
 # make study       the committed results: all arms and seeds of PROFILE, then publish to results/; ARMS= SEEDS= choose others,
 #                  TRANSFER=1: also what other tasks trained, CONTROLS=1: also retries without the own reflection
@@ -18,13 +19,14 @@ PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 DEEPSPEED ?= .venv-deepspeed
+TRACKERS ?= .venv-trackers
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Threads that wait for work by spinning cost more than they bring at this size.
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: reproduce test test-vllm test-deepspeed figures study docs lint export clean
+.PHONY: reproduce test test-vllm test-deepspeed test-trackers figures study docs lint export clean
 
 reproduce: $(VENV)/.core
 	$(BIN)/python -m r3_repro.pipeline --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seed $(SEED)
@@ -38,6 +40,9 @@ test-vllm: $(VLLM_VENV)/.done
 
 test-deepspeed: $(VENV)/.dev $(DEEPSPEED)/.done
 	R3_DEEPSPEED=$(DEEPSPEED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/on_deepspeed
+
+test-trackers: $(VENV)/.dev $(TRACKERS)/.done
+	R3_TRACKERS=$(TRACKERS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/on_trackers
 
 figures: $(VENV)/.base
 	$(BIN)/python -m r3_repro.figures --root results
@@ -89,4 +94,8 @@ $(VLLM_VENV)/.done: requirements-vllm.txt pyproject.toml
 
 $(DEEPSPEED)/.done: requirements-deepspeed.txt $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-deps --target $(DEEPSPEED) --upgrade --requirement requirements-deepspeed.txt
+	touch $@
+
+$(TRACKERS)/.done: requirements-trackers.txt constraints.txt $(VENV)/bin/python
+	$(PIP) --no-deps --target $(TRACKERS) --upgrade --requirement requirements-trackers.txt
 	touch $@

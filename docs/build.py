@@ -264,8 +264,7 @@ def stage_all(folder: Path, executed: dict[Path, Path], profile: str = "smoke") 
     for name in tests:
         pages.write(f"tests/{name}.md", test_page((top / name).with_suffix(".py")))
     listed = "\n".join(map(str, tests))
-    apart = "on_vllm/ and on_deepspeed/, which `make test-vllm` and `make test-deepspeed` run"
-    about = f"What is awkward in a notebook. `make test` runs them all but for {apart}."
+    about = "What is awkward in a notebook. `make test` runs all but the folders `on_…`, each of which has a command of its own."
     pages.write("tests/index.md", f"# Tests\n\n{about}\n\n```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n")
     return pages
 

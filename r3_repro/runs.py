@@ -442,7 +442,7 @@ def _check_machine(p: Profile, stage: str) -> None:
         raise SettingsError("use_vllm = True, but vllm is not installed: pip install 'r3_repro[vllm]', or set use_vllm = false")
     if trains and p.report_to in ("trackio", "wandb") and importlib.util.find_spec(p.report_to) is None:
         raise SettingsError(
-            f"report_to = {p.report_to!r}, but it is not installed: pip install {p.report_to}, or set report_to = tensorboard"
+            f"report_to = {p.report_to}, which is not installed: pip install 'r3_repro[trackers]', or set report_to = tensorboard"
         )
     own = stage in _ASKING and p.engine in ("vllm", "transformers")  # a server or a pool has its GPUs elsewhere
     wants = half and (trains or own or stage == "forgetting")

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import random
+import secrets
 import shutil
 import time
 import warnings
@@ -239,6 +240,12 @@ class _Paid(_TwoSteps):
         inputs = [x | {"pay": r} for x, r in zip(inputs, pay, strict=True)]
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            for name, value in _counts(self.counted, self.seconds).items():
+                self._metrics["train"][f"r3/{name}"].append(value)
+        super().log(logs, start_time)
+
     def _count(self, texts: list[str], answers: Answers, ok: list[bool]) -> None:
         own = {
             "right": sum(ok), "answers": len(ok), "garbled": sum(map(garbled, texts)),
@@ -338,16 +345,20 @@ _FROM_TRL = {
 }  # fmt: skip
 
 
-def _log_row(logs: dict[str, Any], counted: dict[str, float], seconds: dict[str, float], whole: float) -> dict[str, Any]:
-    "One step's row of the log: see the glossary."
-    row: dict[str, Any] = {ours: logs.get(theirs) for theirs, ours in _FROM_TRL.items()}
+def _counts(counted: dict[str, float], seconds: dict[str, float]) -> dict[str, float]:
+    "A step's numbers that TRL does not have."
     n, scored = max(counted["answers"], 1), counted["scored"] + counted["skipped"]
-    row |= {"retry_success": counted["right"] / n, "garbled_share": counted["garbled"] / n}
+    row = {"retry_success": counted["right"] / n, "garbled_share": counted["garbled"] / n}
     row |= {f"{ours}_tokens_mean": counted[f"{k}_tokens"] / n for k, ours in [("reflect", "reflection"), ("retry", "retry")]}
     row |= {"kept_share": counted["scored"] / max(scored, 1)}
     row |= {k: int(counted[k]) for k in ("reflect_tokens", "retry_tokens", "refilled", "forward_tokens")}
-    row |= {f"seconds_{k}": round(seconds.get(k, 0.0), 4) for k in ("reflect", "retry", "verify")}
-    return row | {"seconds_update": round(whole - sum(seconds.values()), 4)}
+    return row | {f"seconds_{k}": round(seconds.get(k, 0.0), 4) for k in ("reflect", "retry", "verify")}
+
+
+def _log_row(logs: dict[str, Any], counted: dict[str, float], seconds: dict[str, float], whole: float) -> dict[str, Any]:
+    "One step's row of the log: see the glossary."
+    row: dict[str, Any] = {ours: logs.get(theirs) for theirs, ours in _FROM_TRL.items()}
+    return row | _counts(counted, seconds) | {"seconds_update": round(whole - sum(seconds.values()), 4)}
 
 # %% ../nbs/03_train.ipynb #4e651bd4
 class Watch(TrainerCallback):
@@ -424,17 +435,38 @@ def resume_point(
     return found[max(complete)] if (complete := [s for s, c in found.items() if (c / MARKER).exists()]) else None
 
 
+def _steps_done(folder: Path) -> int:
+    return int(resume.name.split("-")[1]) if (resume := resume_point(folder)) else 0
+
+
 def tidy(folder: Path) -> None:
     "Remove incomplete checkpoints and cut the logs back to where training resumes from; for one process only."
-    resume = resume_point(folder)
     for c in (folder / "checkpoints").glob("checkpoint-*"):
         if not (c / MARKER).exists():
             shutil.rmtree(c)
-    last = int(resume.name.split("-")[1]) if resume else 0
+    last = _steps_done(folder)
     for name in ("log.jsonl", "samples.jsonl"):
         kept = [row for row in _rows(folder / name) if row["step"] <= last]
         with atomic(folder / name) as part:
             part.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+
+# %% ../nbs/03_train.ipynb #c0a7e502
+def _add_curves(trainer: R3Trainer) -> None:
+    "Draw curves where the profile says; in trackio or wandb, training that is taken up again goes on in the run that it began."
+    run, to = trainer.run, trainer.run.profile.report_to
+    if to == "tensorboard":
+        writer = SummaryWriter(str(run.training / "tensorboard"), purge_step=_steps_done(run.training) + 1)
+        return trainer.add_callback(TensorBoardCallback(writer))
+    if to not in ("trackio", "wandb"):
+        return None
+    known = run.training / "curves_id"
+    if not known.exists():
+        known.write_text(secrets.token_hex(4))
+    trainer.args.project = "r3_repro"
+    trainer.args.run_name = f"{run.profile.task} {run.profile.model_name} {run.name} {known.read_text()}"
+    own = {"PROJECT": "r3_repro", "DIR": str(run.training), "RUN_ID": known.read_text(), "RESUME": "allow"}
+    for key, value in own.items():
+        os.environ.setdefault(f"WANDB_{key}", value)
 
 # %% ../nbs/03_train.ipynb #c67911a0
 def adapter(p: Profile) -> LoraConfig:
@@ -466,8 +498,8 @@ def build_trainer(run: Run, failures: pd.DataFrame) -> R3Trainer:
             warnings.warn(f"shared_prefix = true is without effect, each prompt is run once a completion: {reason}", stacklevel=2)
     for noisy in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(noisy)
-    if p.report_to == "tensorboard":
-        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(run.training / "tensorboard"))))
+    if trainer.accelerator.is_main_process:
+        _add_curves(trainer)
     trainer.add_callback(Watch(trainer))
     return trainer
 

@@ -1,6 +1,6 @@
 """The launch line of a training, read by accelerate's own parser: what its configuration files really switch on.
 
-ZeRO-3 is only parsed here: DeepSpeed is not installed, and has never run this package's training.
+ZeRO-3 is only parsed here; tests/on_deepspeed trains with it.
 """
 
 import inspect

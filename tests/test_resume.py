@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from r3_repro import datasets, episodes, failures, runs
 from r3_repro.attempts import relation
@@ -114,6 +115,16 @@ def test_training_killed_six_times_ends_with_the_same_weights(mined, uninterrupt
     shutil.copytree(mined, tmp_path / "cut")
     check_moments(*kill_and_resume("train", tmp_path / "cut", MOMENTS, TRAINING))
     check_same_training(uninterrupted, tmp_path / "cut")
+    check_curves(tmp_path / "cut" / TRAINED)
+
+
+def check_curves(folder: Path) -> None:
+    "Tensorboard has every step of the log once, TRL's numbers and ours."
+    curves, log = EventAccumulator(str(folder / "tensorboard")).Reload(), pd.read_json(folder / "log.jsonl", lines=True)
+    for ours, theirs in {"retry_success": "r3/retry_success", "retry_tokens": "r3/retry_tokens", "kl": "kl"}.items():
+        drawn = {e.step: e.value for e in curves.Scalars(f"train/{theirs}")}
+        assert len(curves.Scalars(f"train/{theirs}")) == STEPS and list(drawn) == log.step.tolist()
+        assert [*drawn.values()] == pytest.approx(log[ours].tolist(), rel=1e-5)
 
 
 def test_every_arm_goes_on_as_if_never_killed(uninterrupted, tmp_path):
