@@ -37,8 +37,13 @@ layers.ops._supports_onednn, layers.check_cpu_sgl_kernel = False, lambda *_: Fal
 def trained(wide: str, root: Path, arm: str = "r3", before: str = "", **sets: object) -> tuple[Run, subprocess.CompletedProcess]:
     "The stage in a process of its own, after some code that is to spoil it."
     run = open_run("smoke", model=wide, arm=arm, root=str(root), **(SETS | sets))
+    script = root / f"{arm}{len(list(root.glob('*.py')))}.py"
+    script.write_text(
+        "\n".join([KEEP, before, "from r3_repro.train import main", "if __name__ == '__main__':", "    main(sys.argv[1:])"])
+    )
     words = stage_command("train", run)
-    words[1:3] = ["-c", "\n".join([KEEP, before, "from r3_repro.train import main", "main(sys.argv[1:])"])]
+    at = words.index("r3_repro.train")
+    words[at - 1 : at + 1] = [str(script)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_USE_AOT_COMPILE": "0"}
     return run, subprocess.run(words, capture_output=True, text=True, timeout=500, env=env)
 
@@ -69,3 +74,12 @@ def test_training_ends_where_vllm_keeps_its_old_weights(wide: str, root: Path) -
     print(log_of(run)["sampler_difference"].tolist())
     assert done.returncode == 2 and "vLLM samples from other weights" in done.stderr, (done.stdout + done.stderr)[-6000:]
     assert not (run.training / "manifest.json").exists() and len(log_of(run)) < 12
+
+
+def test_each_of_two_processes_samples_with_a_vllm_of_its_own(wide: str, root: Path) -> None:
+    "The weights of an update, which both have made together, reach both; each samples its own half of the batch."
+    run, done = trained(wide, root, seed=1, processes=2, micro_batch=8)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    log = log_of(run)
+    assert log["step"].tolist() == [1, 2, 3, 4] and (log["grad_norm"] > 0).any()
+    assert (log["sampler_difference"] < ROUNDING).all() and (log["retry_tokens"] > 0).all()
