@@ -122,7 +122,7 @@ def parts_of(
     row = torch.arange(prompts, device=block.device)[:, None, None].expand_as(column)
     return Parts(prefix, column, seen.flatten(0, 1)[:, None], flat, (row.flatten()[flat], column.flatten()[flat]))
 
-# %% ../nbs/lib/shared_prefix.ipynb #0413e77b
+# %% ../nbs/lib/shared_prefix.ipynb #c0a7e506
 SPLIT = "r3_shared_prefix"
 "Name of the attention in two parts among those of transformers."
 
@@ -136,7 +136,7 @@ def _attended(module: Any, query: Any, key: Any, value: Any, mask: torch.Tensor,
     )
     return out.transpose(1, 2)
 
-
+# %% ../nbs/lib/shared_prefix.ipynb #0413e77b
 def split_attention(
     module: torch.nn.Module,  # an attention layer
     query: torch.Tensor,  # (prompts, heads, length, size)

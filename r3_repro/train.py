@@ -265,10 +265,8 @@ class _Paid(_TwoSteps):
             })  # fmt: skip
 
 # %% ../nbs/03_train.ipynb #aac18cb2
-class R3Trainer(_Paid):
-    "`GRPOTrainer` whose rewards are the success of a retry that follows each sampled reflection."
-
-    shares = False  # whether the prompt of a group is run once
+class _Choosing(_Paid):
+    "Chooses the groups that the update is made from."
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         if not self.model.training:
@@ -308,6 +306,12 @@ class R3Trainer(_Paid):
         start = self.accelerator.process_index * size
         rows = [i for i in rng.sample(range(len(data)), p.batch_size // p.group_size) for _ in range(p.group_size)]
         return [data[i] for i in rows[start : start + size]]
+
+# %% ../nbs/03_train.ipynb #c0a7e505
+class R3Trainer(_Choosing):
+    "`GRPOTrainer` whose rewards are the success of a retry that follows each sampled reflection."
+
+    shares = False  # whether the prompt of a group is run once
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, batch_size: int | None = None,
