@@ -26,12 +26,7 @@ def root(wide: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 ROUNDING = 0.02  # TRL leaves the precision to vLLM, which takes bfloat16 for a model in float32
 
-KEEP = """
-import sys
-import vllm.model_executor.layers.utils as layers
-layers.ops._supports_onednn, layers.check_cpu_sgl_kernel = False, lambda *_: False
-"""
-"On a CPU vLLM packs weights and drops the originals, so that none can be handed over; on a GPU it does not."
+KEEP = f"import sys\nsys.path.append({str(Path(__file__).parent)!r})\nimport keep_weights"
 
 
 def trained(wide: str, root: Path, arm: str = "r3", before: str = "", **sets: object) -> tuple[Run, subprocess.CompletedProcess]:

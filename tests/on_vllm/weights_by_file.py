@@ -12,13 +12,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import vllm.model_executor.layers.utils as layers
+import keep_weights  # noqa: F401
 from safetensors.torch import load_file, save_file
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
-
-# On a CPU vLLM packs weights and drops the originals, so that none can be handed over; on a GPU it does not.
-layers.ops._supports_onednn, layers.check_cpu_sgl_kernel = False, lambda *_: False
 
 
 @dataclass
