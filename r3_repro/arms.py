@@ -105,6 +105,8 @@ def effective(
             f"record {manifest} is not there: train that first (--arm r3 --seed {run.seed})"
         )
     did, summary = json.loads(manifest.read_text()), json.loads(mined.read_text())
-    tokens, multiple = did["reflect_tokens"] + did["retry_tokens"], math.lcm(p.group_size, p.micro_batch * p.processes)
+    first = p.batch_size * did["steps"]  # refilling comes on top in both
+    tokens = (did["reflect_tokens"] + did["retry_tokens"]) * first / (first + did.get("refilled", 0))
+    multiple = math.lcm(p.group_size, p.micro_batch * p.processes)
     batch = matched_batch(tokens, did["steps"], summary["tokens"] / summary["attempts"], multiple)
     return replace(run, profile=p.model_copy(update={"batch_size": batch}))

@@ -15,7 +15,7 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from .engines import render
+from .engines import context_of, render
 from .settings import Profile, SettingsError
 from .tasks import Message, Problem, Task, assistant, attempt_messages, reflection_messages, retry_messages, user
 
@@ -42,7 +42,7 @@ def measure(
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return Model(parameters, getattr(text, "max_position_embeddings", None) or 10**9, 2 * text.num_hidden_layers * heads * size)
+    return Model(parameters, context_of(config), 2 * text.num_hidden_layers * heads * size)
 
 # %% ../nbs/lib/capacity.ipynb #a563fc08
 BYTES = {"float32": 4, "bfloat16": 2}

@@ -330,7 +330,7 @@ def passing_parts(p: Profile, s: Shape, tok: Lengths) -> list[Part]:
         parts.append(
             Part("gathered: two layers, embeddings, gradients of a layer", 2 * (2 * layer + embeddings(s)) + 4 * layer, "update")
         )
-        parts.append(Part("gathered: the whole reference", 2 * n, "reference"))
+        parts.append(Part("gathered: the whole reference, and the buffer that it came in", 4 * n, "reference"))
     if p.sharding == "zero3":
         parts += [Part("gathered: what ZeRO-3 keeps alive", 2 * min(n, 1e9), phase) for phase in ("update", "reference")]
     if p.sharding != "none" and p.use_vllm:

@@ -25,7 +25,7 @@ import openai
 from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationError
 from transformers import AutoConfig
 
-from .engines import as_ids, load_tokenizer
+from .engines import as_ids, context_of, load_tokenizer
 from .generation import Completion, EngineError, Request, Sampling, check_fits
 from .prompts import split_tools, with_tools
 from .settings import SettingsError
@@ -675,4 +675,4 @@ def _enqueue(pool: _Pool, jobs: list[_Job]) -> None:
 
 def _own_context(path: str, api: str) -> int:
     "The context in a model's own configuration, for servers that do not tell theirs; without limit for chat: the server checks."
-    return (api == "completions" and getattr(AutoConfig.from_pretrained(path), "max_position_embeddings", None)) or 10**9
+    return context_of(AutoConfig.from_pretrained(path)) if api == "completions" else 10**9

@@ -260,6 +260,11 @@ def impossible(p: Profile) -> list[str]:
             f"batch_size = {p.batch_size} is not divisible by micro_batch * processes = {p.micro_batch} * {p.processes}: "
             "lower micro_batch, or choose a multiple"
         )
+    if p.save_steps % p.iterations:
+        out.append(
+            f"save_steps = {p.save_steps} is not a multiple of iterations = {p.iterations}: a training that is taken up again "
+            "would have lost the batch that it was learning from; choose one"
+        )
     if p.sharding != "none" and p.processes < 2:
         out.append(
             f"sharding = {p.sharding!r} spreads one training over processes, but processes = {p.processes}: "

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from .arms import ARMS
 from .runs import Run, open_run, plain_refusal, preflight
 from .settings import Profile, SettingsError, find_home
 
@@ -67,9 +68,15 @@ def jobs_of(
                     else "lower replicas, or use servers"
                 )
             )
-        choices = tuple(f"{arm}:{seed}" for seed in seeds for arm in p.arms) if name == "03_train" else first
-        out.append(Job(name, choices, nodes, gpus // nodes))
+        waves = _waves(p.arms, seeds) if name == "03_train" else [first]
+        out += [Job(name, choices, nodes, gpus // nodes) for choices in waves]
     return out
+
+
+def _waves(arms: tuple[str, ...], seeds: list[int]) -> list[tuple[str, ...]]:
+    "What can be trained at the same time: an arm that is matched with r3 comes after it."
+    waves = [[arm for arm in arms if (ARMS[arm].trains == "attempt") == late] for late in (False, True)]
+    return [tuple(f"{arm}:{seed}" for seed in seeds for arm in wave) for wave in waves if wave]
 
 # %% ../nbs/lib/slurm.ipynb #4279de6a
 def sbatch_command(
@@ -98,11 +105,11 @@ def submit(
     gpus_per_node: int = 8,
     options: list[str] | None = None,  # for sbatch
     dry_run: bool = False,  # only show the commands
-) -> dict[str, str]:
-    "Put all jobs of a profile into the queue; their ids by name."
+) -> list[str]:
+    "Put all jobs of a profile into the queue; their ids."
     preflight(run, "datasets")
     jobs, after = jobs_of(run, seeds, gpus_per_node), ""
-    ids: dict[str, str] = {}
+    ids: list[str] = []
     if not dry_run:
         (run.model_dir / "slurm").mkdir(parents=True, exist_ok=True)
     for job in jobs:
@@ -113,9 +120,9 @@ def submit(
             continue
         done = subprocess.run(command, cwd=find_home(), capture_output=True, text=True)
         if done.returncode:
-            begun = f"; submitted already: {' '.join(ids.values())} (scancel takes them back)" if ids else ""
+            begun = f"; submitted already: {' '.join(ids)} (scancel takes them back)" if ids else ""
             raise SettingsError(f"sbatch refused {job.name}: {done.stderr.strip()}{begun}")
-        after = ids[job.name] = done.stdout.strip().split(";")[0]
+        ids.append(after := done.stdout.strip().split(";")[0])
         print(f"{after}  {job.name}" + (f"  {len(job.choices)} tasks" if len(job.choices) > 1 else ""))
     return ids
 

@@ -26,7 +26,8 @@ import pandas as pd
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
@@ -37,7 +38,7 @@ from trl.trainer.utils import split_tensor_dict
 
 from .arms import arm_of, effective, joined, spread
 from .cluster import check_processes
-from .engines import load_model, load_tokenizer, render, template_hash
+from .engines import context_of, load_model, load_tokenizer, render, template_hash
 from .datasets import dataset_hashes
 from .groups import batch_of, differs, fullest, rows_of, without_flat
 from .model_card import write_card
@@ -129,7 +130,8 @@ def grpo_config(run: Run) -> GRPOConfig:
         use_vllm=p.use_vllm, vllm_mode=p.vllm_mode, vllm_gpu_memory_utilization=p.vllm_memory, vllm_tensor_parallel_size=1,
         vllm_server_base_url=p.vllm_server.rstrip("/") or None, vllm_group_port=p.vllm_port,
         logging_steps=1, save_steps=p.save_steps, save_total_limit=2, save_only_model=False,
-        report_to=[p.report_to] if p.report_to in ("trackio", "wandb") else [],  # tensorboard: see `build_trainer`
+        report_to=[p.report_to] if p.report_to in ("trackio", "wandb") else [],  # tensorboard: see `_add_curves`
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": p.sharding == "fsdp2"}},
         log_completions=False, dataloader_num_workers=0, dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
 
@@ -243,7 +245,8 @@ class _Paid(_TwoSteps):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             for name, value in _counts(self.counted, self.seconds).items():
-                self._metrics["train"][f"r3/{name}"].append(value)
+                if value is not None:
+                    self._metrics["train"][f"r3/{name}"].append(value)
         super().log(logs, start_time)
 
     def _count(self, texts: list[str], answers: Answers, ok: list[bool]) -> None:
@@ -313,6 +316,13 @@ class R3Trainer(_Choosing):
 
     shares = False  # whether the prompt of a group is run once
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if (
+            plugin := getattr(self.accelerator.state, "fsdp_plugin", None)
+        ) and self.args.bf16:  # its own rounds log-probabilities
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, batch_size: int | None = None,
         compute_entropy: bool = False, **more: Any,
@@ -349,11 +359,16 @@ _FROM_TRL = {
 }  # fmt: skip
 
 
-def _counts(counted: dict[str, float], seconds: dict[str, float]) -> dict[str, float]:
-    "A step's numbers that TRL does not have."
-    n, scored = max(counted["answers"], 1), counted["scored"] + counted["skipped"]
-    row = {"retry_success": counted["right"] / n, "garbled_share": counted["garbled"] / n}
-    row |= {f"{ours}_tokens_mean": counted[f"{k}_tokens"] / n for k, ours in [("reflect", "reflection"), ("retry", "retry")]}
+_MEANS = {
+    "retry_success": "right", "garbled_share": "garbled",
+    "reflection_tokens_mean": "reflect_tokens", "retry_tokens_mean": "retry_tokens",
+}  # fmt: skip
+
+
+def _counts(counted: dict[str, float], seconds: dict[str, float]) -> dict[str, float | None]:
+    "A step's numbers that TRL does not have; None for means over answers in a step without any (`iterations` above 1)."
+    n, scored = counted["answers"], counted["scored"] + counted["skipped"]
+    row = {ours: counted[k] / n if n else None for ours, k in _MEANS.items()}
     row |= {"kept_share": counted["scored"] / max(scored, 1)}
     row |= {k: int(counted[k]) for k in ("reflect_tokens", "retry_tokens", "refilled", "forward_tokens")}
     return row | {f"seconds_{k}": round(seconds.get(k, 0.0), 4) for k in ("reflect", "retry", "verify")}
@@ -394,7 +409,8 @@ class Watch(TrainerCallback):
         self.trainer.samples.clear()
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
-            self.bar.set_postfix(reward=f"{row['reward']:.2f}", retry=f"{row['retry_success']:.2f}")
+            if row["reward"] is not None:
+                self.bar.set_postfix(reward=f"{row['reward']:.2f}", retry=f"{row['retry_success']:.2f}")
         self.rows = [*self.rows, row][-self.trainer.run.profile.stop_after :]
         if words := trouble(self.rows, self.trainer.run.profile):
             raise Stopped(f"training stopped at {words}. The last checkpoint is kept in {self.folder}")
@@ -460,9 +476,9 @@ def _add_curves(trainer: R3Trainer) -> None:
     run, to = trainer.run, trainer.run.profile.report_to
     if to == "tensorboard":
         writer = SummaryWriter(str(run.training / "tensorboard"), purge_step=_steps_done(run.training) + 1)
-        return trainer.add_callback(TensorBoardCallback(writer))
+        trainer.callback_handler.callbacks.insert(0, TensorBoardCallback(writer))  # it draws the last step before a stop, too
     if to not in ("trackio", "wandb"):
-        return None
+        return
     known = run.training / "curves_id"
     if not known.exists():
         known.write_text(secrets.token_hex(4))
@@ -487,7 +503,7 @@ def build_trainer(run: Run, failures: pd.DataFrame) -> R3Trainer:
     data = training_set(failures, task, p, run.seed, whole)
     config, longest = grpo_config(run), _check_context(model, tokenizer, data, p, whole)
     config._n_gpu = min(config.n_gpu, 1)  # on a machine with several, transformers would spread a single process over all of them
-    config.vllm_max_model_length = vllm_context(longest, getattr(model.config, "max_position_embeddings", None) or 10**9)
+    config.vllm_max_model_length = vllm_context(longest, context_of(model.config))
     run.training.mkdir(parents=True, exist_ok=True)
     trainer = R3Trainer(
         model=model, args=config, train_dataset=data, processing_class=tokenizer, reward_funcs=_pay,
@@ -502,15 +518,13 @@ def build_trainer(run: Run, failures: pd.DataFrame) -> R3Trainer:
             warnings.warn(f"shared_prefix = true is without effect, each prompt is run once a completion: {reason}", stacklevel=2)
     for noisy in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(noisy)
-    if trainer.accelerator.is_main_process:
-        _add_curves(trainer)
     trainer.add_callback(Watch(trainer))
     return trainer
 
 
 def _check_context(model: Any, tokenizer: Any, data: Dataset, p: Profile, whole: bool) -> int:
     "Tokens of the longest sequence that training can meet; `SettingsError` if the model's context is shorter."
-    room = getattr(model.config, "max_position_embeddings", None) or 10**9
+    room = context_of(model.config)
     prompts = {json.dumps(m, sort_keys=True): m for m in data["prompt"]}.values()
     prompt = max(len(render(tokenizer, m)) for m in prompts)
     again = 0 if whole else p.max_reflection_tokens + len(tokenizer(p.retry_request).input_ids) + 16
@@ -570,6 +584,7 @@ def _train(run: Run, failures_file: Path, identity: dict[str, Any]) -> None:
         check_processes(run.profile, trainer.accelerator.num_processes)
         if trainer.accelerator.is_main_process:
             tidy(run.training)
+            _add_curves(trainer)
         trainer.accelerator.wait_for_everyone()
         checkpoint = resume_point(run.training)
     with timed(seconds, "train"):
@@ -583,13 +598,14 @@ def _train(run: Run, failures_file: Path, identity: dict[str, Any]) -> None:
 def _save_whole(trainer: R3Trainer, folder: Path) -> None:
     "Save the model beside `folder` and rename: a killed process leaves no half of one."
     part = folder.with_name(f".{folder.name}.part")
-    if trainer.run.profile.lora_rank:
-        trainer.save_model(str(folder.with_name("adapter")))
-        if trainer.accelerator.is_main_process:
-            trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(part)
-            trainer._tokenizer.save_pretrained(part)
-    else:
-        trainer.save_model(str(part))
+    trainer.save_model(str(adapted := folder.with_name("adapter") if trainer.run.profile.lora_rank else part))
+    trainer.accelerator.wait_for_everyone()
+    if (
+        adapted != part and trainer.accelerator.is_main_process
+    ):  # merged into a model anew: this one may lie in pieces on all GPUs
+        base = load_model(model_path(trainer.run.profile), "float32", device="cpu")
+        PeftModel.from_pretrained(base, adapted).merge_and_unload().save_pretrained(part)
+        trainer._tokenizer.save_pretrained(part)
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
@@ -605,7 +621,8 @@ def _finish(run: Run, trainer: R3Trainer, seconds: dict[str, float], identity: d
     }  # fmt: skip
     write_manifest(
         run.training / "manifest.json", "train", run, seconds | stages, hashes,
-        steps=len(log), reflect_tokens=int(log.reflect_tokens.sum()), retry_tokens=int(log.retry_tokens.sum()),
+        steps=len(log), refilled=int(log.refilled.sum()),
+        reflect_tokens=int(log.reflect_tokens.sum()), retry_tokens=int(log.retry_tokens.sum()),
     )  # fmt: skip
     write_card(run)
     shutil.rmtree(run.training / "checkpoints", ignore_errors=True)

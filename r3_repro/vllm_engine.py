@@ -18,7 +18,7 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
-from .engines import _completion, _end_tokens, as_ids, load_tokenizer
+from .engines import _completion, _end_tokens, as_ids, context_of, load_tokenizer
 from .generation import Completion, EngineError, Request, Sampling, check_fits
 from .settings import SettingsError
 
@@ -38,6 +38,13 @@ def _options(
     neutral = {"generation_config": "vllm", "seed": 0, "load_format": "safetensors", "enable_prefix_caching": True}
     size = {"max_num_seqs": batch, "gpu_memory_utilization": memory, "tensor_parallel_size": tensor_parallel}
     return {"model": path, "dtype": dtype, "disable_log_stats": False, "use_tqdm_on_load": False} | neutral | size
+
+
+def _limit(path: str) -> dict[str, int]:
+    "The context as an argument of `vllm.LLM`, where it is less than what vLLM would take from the model's configuration."
+    config = AutoConfig.from_pretrained(path)
+    whole = getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9
+    return {"max_model_len": context_of(config)} if context_of(config) < whole else {}
 
 
 def _on_cpu(options: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +182,7 @@ class VLLM:
     ) -> "VLLM":
         "Start vLLM with a model; raises `SettingsError` if it is not installed, or cannot run it here."
         tokenizer = load_tokenizer(path, tool_format)
-        llm = _start(_options(path, dtype, batch, memory, tensor_parallel) | more)
+        llm = _start(_options(path, dtype, batch, memory, tensor_parallel) | _limit(path) | more)
         return cls(llm, tokenizer, _ends(path, tokenizer), batch)
 
     @property

@@ -128,13 +128,14 @@ def check_curves(folder: Path) -> None:
 
 
 def test_every_arm_goes_on_as_if_never_killed(uninterrupted, tmp_path):
-    "With refilled batches in one arm: where they stand in the data is taken up again as well."
+    "One with refilled batches, whose place in the data is taken up again as well; one with two steps on each batch."
     for root in ("plain", "cut"):  # the run of r3 is there: plain GRPO is matched with it, and has as many steps
         shutil.copytree(uninterrupted, tmp_path / root)
     steps, arms = {"all_tokens": 4, "random_reward": 4, "plain_grpo": STEPS}, []
     for arm in steps:
-        arms.append(["--arm", arm, "--set", f"steps={steps[arm]}", "--set", "save_steps=1"])
-        arms[-1] += ["--set", "zero_variance=refill"] if arm == "all_tokens" else []
+        own = {"all_tokens": ["zero_variance=refill"], "random_reward": ["iterations=2", "save_steps=2"]}.get(arm, [])
+        words = [word for setting in (f"steps={steps[arm]}", "save_steps=1", *own) for word in ("--set", setting)]
+        arms.append(["--arm", arm, *words])
         to_its_end("train", tmp_path / "plain", arms[-1])
     cut = kill_and_resume("train", tmp_path / "cut", ["middle"], [*arms[0], "--then", *arms[1], "--then", *arms[2]])
     for arm, said in zip(steps, cut, strict=True):

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
 
 from r3_repro import runs
 from r3_repro.runs import Run, launch, open_run, stage_command, stage_words
@@ -149,8 +150,35 @@ def together(root: Path) -> Path:
     unshared = two(root, "whole", "unshared", sharding="fsdp2", shared_prefix=False)
     plans += [{"argv": words(unshared), **tape, "out": str(root / "unshared")}]
     plans += [{"argv": words(own), "sharded": True, "hasty": 1, "out": str(root / "sharded-own")}]
+    plans += [{"argv": words(half(root)), "sharded": True, "half": True, "out": str(root / "half")}]
+    plans += [{"argv": words(adapted(root, "fsdp2")), "sharded": True, "out": str(root / "adapted")}]
     drive(run, plans, root / "plan-two.json")
     return root
+
+
+def half(root: Path) -> Run:
+    "As on GPUs: in bfloat16, with checkpoints of activations, in several micro-batches."
+    own = {"sharding": "fsdp2", "dtype": "bfloat16", "gradient_checkpointing": True, "micro_batch": 6, "learning_rate": 5e-7}
+    return open_run("smoke", root=str(root / "sharded"), seed=3, processes=2, **(SIZE | own))
+
+
+def adapted(root: Path, sharding: str) -> Run:
+    own = {"sharding": sharding, "lora_rank": 4, "learning_rate": 1e-3}
+    return open_run("smoke", root=str(root / "sharded"), seed=4, processes=2, **(SIZE | TWO["whole"] | own))
+
+
+def check_adapted(run: Run) -> None:
+    "What is saved is the whole model with the adapter in it, as transformers loads it."
+    saved = weights(run)
+    assert json.loads((run.training / "manifest.json").read_text())["steps"] == SIZE["steps"]
+    assert {k: (v.shape, v.dtype) for k, v in saved.items()} == {k: (v.shape, v.dtype) for k, v in base(run).items()}
+    assert apart(saved, base(run)) > 1e-5
+    own = load_file(run.training / "adapter" / "adapter_model.safetensors")
+    one = next(k for k in own if k.endswith("layers.0.mlp.down_proj.lora_B.weight"))
+    change, scale = own[one] @ own[one.replace("lora_B", "lora_A")], run.profile.lora_alpha / run.profile.lora_rank
+    name = "model.layers.0.mlp.down_proj.weight"
+    np.testing.assert_allclose(saved[name] - base(run)[name], scale * change, atol=1e-6)
+    assert AutoModelForCausalLM.from_pretrained(run.training / "model").num_parameters() > 0
 
 
 def same_training(a: Run, b: Run, loss: float, grad: float, weight: float) -> None:
@@ -239,6 +267,22 @@ def test_a_shared_prefix_is_sharded_like_any_other_pass(together: Path) -> None:
     assert all(s["shares"] for s in shared) and not any(s["shares"] for s in plain)
     runs_of = (two(together, "whole", n, sharding="fsdp2", shared_prefix=n == "sharded") for n in ("sharded", "unshared"))
     same_training(*runs_of, loss=1e-6, grad=1e-4, weight=1e-5)
+
+
+def test_log_probabilities_stay_float32_and_gradients_in_pieces(together: Path) -> None:
+    """At the published learning rate a step changes log-probabilities by less than bfloat16 can tell.
+
+    accelerate's own policy rounds them to it, and keeps the gradients of the whole model on every GPU between micro-batches."""
+    both, log = seen(together / "half"), log_of(half(together))
+    assert all("FSDP" in s["kind"] and s["shares"] for s in both)
+    assert all(s["types"] == ["torch.float32"] for s in both)
+    assert all(s["whole gradients"] == [0] * (2 * SIZE["steps"]) for s in both)
+    assert log["kl"].iloc[0] == 0 < log["kl"].iloc[1] < 1e-3, log["kl"].tolist()
+    assert apart(weights(half(together)), base(half(together))) > 0
+
+
+def test_a_sharded_adapter_is_saved_with_the_model_around_it(together: Path) -> None:
+    check_adapted(adapted(together, "fsdp2"))
 
 
 def test_a_process_that_is_done_helps_the_others_to_finish(together: Path) -> None:

@@ -12,6 +12,7 @@ PLAN is a JSON file, a list of trainings. Each has `argv`, the arguments of `r3_
     stop        raise after the checkpoint of this step
     hasty       a process whose reflections end after three tokens
     sharded     train as the launch line says, which is that of FSDP2; without it, the launch line's sharding is taken back
+    half        in bfloat16, which is refused on processors
     out         what this process saw goes to `<out>-<rank>.json`
 
 Sampling hangs on the random state of each process, so one process and two never draw the same reflections. What must be equal is
@@ -28,6 +29,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, DistributedType, PartialState
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from r3_repro import runs
@@ -108,6 +110,22 @@ def watched(trainer: Any, plan: Plan, tape: dict[str, Any], seen: dict[str, Any]
         return out
 
     trainer._generate_and_score_completions, trainer._calculate_rewards = scored, paid
+    forward, training_step = trainer._get_per_token_logps_and_entropies, trainer.training_step
+
+    def forwarded(*args: Any, **more: Any) -> Any:
+        out = forward(*args, **more)
+        seen["types"] = sorted({*seen["types"], str(out[0].dtype)})
+        return out
+
+    def stepped(*args: Any, **more: Any) -> Any:
+        out = training_step(*args, **more)
+        layers = [m for m in trainer.model.modules() if isinstance(m, FSDPModule)]
+        groups = [g for m in layers for g in m._get_fsdp_state()._fsdp_param_groups]
+        whole = [x for g in groups for x in g.fsdp_params if x.unsharded_accumulated_grad is not None]
+        seen["whole gradients"].append(len(whole))
+        return out
+
+    trainer._get_per_token_logps_and_entropies, trainer.training_step = forwarded, stepped
     if plan.get("succeeds") == trainer.accelerator.process_index:
         judge = trainer.task.verify
         trainer.task = replace(trainer.task, verify=lambda *a: replace(judge(*a), ok=True))
@@ -129,11 +147,14 @@ def train(plan: Plan) -> None:
     from r3_repro import failures
     from r3_repro import train as stage
 
+    machine = runs._check_machine
+    if plan.get("half"):
+        runs._check_machine = lambda *_: None
     run = runs.parse_run("", plan["argv"])
     if plan.get("mine"):
         failures.mine(run)
     tape = json.loads(Path(plan["replay"]).read_text()) if "replay" in plan else {}
-    seen: dict[str, Any] = {"calls": [], "advantages": [], "rewards": []}
+    seen: dict[str, Any] = {"calls": [], "advantages": [], "rewards": [], "types": [], "whole gradients": []}
     build, shuffle = stage.build_trainer, grpo_trainer.shuffle_sequence_dict
     stage.build_trainer = lambda *a: watched(build(*a), plan, tape, seen)
     if plan.get("keep_order"):
@@ -143,7 +164,7 @@ def train(plan: Plan) -> None:
     except InterruptedError:
         assert "stop" in plan
     finally:
-        stage.build_trainer, grpo_trainer.shuffle_sequence_dict = build, shuffle
+        stage.build_trainer, grpo_trainer.shuffle_sequence_dict, runs._check_machine = build, shuffle, machine
     rank = int(os.environ.get("RANK", 0))
     Path(f"{plan['out']}-{rank}.json").write_text(json.dumps(seen))
     if "record" in plan:

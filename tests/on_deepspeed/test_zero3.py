@@ -23,7 +23,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tape = str(root / "tape.json")
     alone = two.one(root, "whole")
     two.drive(alone, [{"argv": two.words(alone), "mine": True, "record": tape, "out": str(root / "one")}], root / "plan-one.json")
-    for name in ("shared", "unshared"):
+    for name in ("shared", "unshared", "sharded"):
         for kept in KEPT:
             shutil.copytree(root / "one" / kept, root / name / kept)
     shared, unshared = sharded(root, "shared"), sharded(root, "unshared", shared_prefix=False)
@@ -31,6 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"argv": two.words(shared), "replay": tape, "stop": 1, "out": str(root / "first")},
         {"argv": two.words(shared), "replay": tape, "out": str(root / "second")},
         {"argv": two.words(unshared), "replay": tape, "out": str(root / "third")},
+        {"argv": two.words(two.adapted(root, "zero3")), "out": str(root / "adapted")},
     ]
     with pytest.MonkeyPatch.context() as m:
         m.setenv("PYTHONPATH", str(where))
@@ -52,3 +53,7 @@ def test_a_shared_prefix_is_sharded_like_any_other_pass(trained: Path) -> None:
     assert not any(s["shares"] for s in two.seen(trained / "third"))
     runs = sharded(trained, "shared"), sharded(trained, "unshared", shared_prefix=False)
     two.same_training(*runs, loss=1e-6, grad=1e-4, weight=1e-5)
+
+
+def test_an_adapter_is_saved_with_the_model_around_it(trained: Path) -> None:
+    two.check_adapted(two.adapted(trained, "zero3"))
