@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLIT', 'MASKS', 'Packed', 'pack', 'attends', 'Parts', 'parts_of', 'split_attention', 'shared_log_probs', 'why_not',
-           'in_two_parts', 'expected_saving']
+           'outside_zero3', 'in_two_parts', 'expected_saving']
 
 # %% ../nbs/lib/shared_prefix.ipynb #4591bb08
 import inspect
@@ -237,8 +237,8 @@ def _bound(model: Any) -> float:
 
 
 @contextmanager
-def _before_sharding() -> Iterator[None]:
-    "TRL's head asks ZeRO-3 for weights; at the time of a trial nothing is sharded yet."
+def outside_zero3() -> Iterator[None]:
+    "With ZeRO-3 out of sight: TRL's head would ask it for weights, and transformers would load a model in pieces."
     if not deepspeed.is_deepspeed_zero3_enabled():
         yield
         return
@@ -261,7 +261,7 @@ def _tried(model: Any, vocabulary: int) -> float:
     ids[:, :12] = ids[0, :12]
     mask, keep = torch.ones_like(ids), 8
     labels = ids.masked_fill(torch.arange(20, device=ids.device) < 12, -100)
-    with _before_sharding():
+    with outside_zero3():
         plain = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).log_probs[:, -keep:]
         shared, _ = shared_log_probs(model, pack(ids, mask, keep))
     model.train(training)

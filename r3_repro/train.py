@@ -57,7 +57,7 @@ from r3_repro.runs import (
     timed,
     write_manifest,
 )
-from .shared_prefix import SPLIT, in_two_parts, pack, shared_log_probs, why_not
+from .shared_prefix import SPLIT, in_two_parts, outside_zero3, pack, shared_log_probs, why_not
 from .settings import Profile, SettingsError, TrainingSettings, model_path
 from r3_repro.tasks import (
     Message,
@@ -603,8 +603,9 @@ def _save_whole(trainer: R3Trainer, folder: Path) -> None:
     if (
         adapted != part and trainer.accelerator.is_main_process
     ):  # merged into a model anew: this one may lie in pieces on all GPUs
-        base = load_model(model_path(trainer.run.profile), "float32", device="cpu")
-        PeftModel.from_pretrained(base, adapted).merge_and_unload().save_pretrained(part)
+        with outside_zero3():
+            base = load_model(model_path(trainer.run.profile), "float32", device="cpu")
+            PeftModel.from_pretrained(base, adapted).merge_and_unload().save_pretrained(part)
         trainer._tokenizer.save_pretrained(part)
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
