@@ -318,9 +318,8 @@ class R3Trainer(_Choosing):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        if (
-            plugin := getattr(self.accelerator.state, "fsdp_plugin", None)
-        ) and self.args.bf16:  # its own rounds log-probabilities
+        # accelerate's own policy rounds log-probabilities to bfloat16
+        if (plugin := getattr(self.accelerator.state, "fsdp_plugin", None)) and self.args.bf16:
             plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
     def _get_per_token_logps_and_entropies(
@@ -600,10 +599,8 @@ def _save_whole(trainer: R3Trainer, folder: Path) -> None:
     part = folder.with_name(f".{folder.name}.part")
     trainer.save_model(str(adapted := folder.with_name("adapter") if trainer.run.profile.lora_rank else part))
     trainer.accelerator.wait_for_everyone()
-    if (
-        adapted != part and trainer.accelerator.is_main_process
-    ):  # merged into a model anew: this one may lie in pieces on all GPUs
-        with outside_zero3():
+    if adapted != part and trainer.accelerator.is_main_process:
+        with outside_zero3():  # into a model loaded anew: this one may lie in pieces on all GPUs
             base = load_model(model_path(trainer.run.profile), "float32", device="cpu")
             PeftModel.from_pretrained(base, adapted).merge_and_unload().save_pretrained(part)
         trainer._tokenizer.save_pretrained(part)
