@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .arms import ARMS
+from .arms import waves
 from r3_repro.runs import (
     REFUSED,
     Run,
@@ -159,8 +159,7 @@ Chapter = tuple[str, dict[str, Any]]
 def chapters(run: Run) -> list[list[Chapter]]:
     "The chapters of a reproduction in order; those of one list may run side by side: one training an arm."
     together: list[list[Chapter]] = []
-    for wave in (False, True):  # an arm that is matched with another is trained after it
-        arms = [arm for arm in run.profile.arms if (ARMS[arm].trains == "attempt") == wave]
+    for arms in waves(run.profile.arms):
         width = lanes_for(run, len(arms))
         together += [[("03_train", {"arm": arm}) for arm in arms[i : i + width]] for i in range(0, len(arms), width)]
     before: list[list[Chapter]] = [[("01_datasets", {})], [("02_failures", {})]]

@@ -106,7 +106,7 @@ _TRAINED = [
     Known("Qwen/Qwen2-1.5B-Instruct", (_FC,), True, _QWEN2, _QWEN_1_5B, 1_543_714_304),
     Known("Qwen/Qwen2-7B-Instruct", (_FC,), True, _QWEN2, _QWEN_7B, 7_615_616_512),
     Known("microsoft/Phi-3.5-mini-instruct", (_FC,), True, date(2024, 8, 20),
-          Shape("phi3", 32, 3072, 32, 32, 96, 8192, 32064, False, 131072), 3_821_079_552),
+          Shape("phi3", 32, 3072, 32, 32, 96, 8192, 32064, False, 4096), 3_821_079_552),
     Known("meta-llama/Llama-3.1-8B-Instruct", (_FC, _CD), True, _LLAMA31,
           Shape("llama", 32, 4096, 32, 8, 128, 14336, 128256, False, 131072), 8_030_261_248,
           "gated; published: 100 steps on function calling, under 2,000 unique queries"),

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from .arms import ARMS
+from .arms import waves
 from .runs import Run, open_run, plain_refusal, preflight
 from .settings import Profile, SettingsError, find_home
 
@@ -68,15 +68,9 @@ def jobs_of(
                     else "lower replicas, or use servers"
                 )
             )
-        waves = _waves(p.arms, seeds) if name == "03_train" else [first]
-        out += [Job(name, choices, nodes, gpus // nodes) for choices in waves]
+        arrays = [tuple(f"{arm}:{seed}" for seed in seeds for arm in wave) for wave in waves(p.arms)]
+        out += [Job(name, choices, nodes, gpus // nodes) for choices in (arrays if name == "03_train" else [first])]
     return out
-
-
-def _waves(arms: tuple[str, ...], seeds: list[int]) -> list[tuple[str, ...]]:
-    "What can be trained at the same time: an arm that is matched with r3 comes after it."
-    waves = [[arm for arm in arms if (ARMS[arm].trains == "attempt") == late] for late in (False, True)]
-    return [tuple(f"{arm}:{seed}" for seed in seeds for arm in wave) for wave in waves if wave]
 
 # %% ../nbs/lib/slurm.ipynb #4279de6a
 def sbatch_command(

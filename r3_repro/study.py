@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .pipeline import shown_progress, verdict_lines
-from .arms import ARMS
+from .arms import waves
 from .runs import REFUSED, Run, atomic, evaluate_all, lanes_for, launch, open_run, plain_refusal, preflight
 from .settings import CONTROLS, SettingsError, find_home
 
@@ -40,9 +40,9 @@ def study(
     with shown_progress():
         for stage in ("datasets", "failures"):
             launch(stage, run)
-        for wave in (False, True):  # an arm that is matched with another is trained after it
+        for wave in waves(dict.fromkeys(r.arm for r in todo)):
             with ThreadPoolExecutor(jobs) as pool:
-                trainings = [pool.submit(launch, "train", r) for r in todo if (ARMS[r.arm].trains == "attempt") == wave]
+                trainings = [pool.submit(launch, "train", r) for r in todo if r.arm in wave]
                 for finished in trainings:
                     finished.result()
         evaluate_all(run, transfer)

@@ -131,7 +131,7 @@ def test_every_arm_goes_on_as_if_never_killed(uninterrupted, tmp_path):
     "One with refilled batches, whose place in the data is taken up again as well; one with two steps on each batch."
     for root in ("plain", "cut"):  # the run of r3 is there: plain GRPO is matched with it, and has as many steps
         shutil.copytree(uninterrupted, tmp_path / root)
-    steps, arms = {"all_tokens": 4, "random_reward": 4, "plain_grpo": STEPS}, []
+    steps, arms = {"all_tokens": 8, "random_reward": 8, "plain_grpo": STEPS}, []
     for arm in steps:
         own = {"all_tokens": ["zero_variance=refill"], "random_reward": ["iterations=2", "save_steps=2"]}.get(arm, [])
         words = [word for setting in (f"steps={steps[arm]}", "save_steps=1", *own) for word in ("--set", setting)]
