@@ -284,10 +284,12 @@ def published_value(
     claim: dict[str, Any],  # from `load_claims`
     task: str,  # our name
 ) -> str:
-    "What the paper reports for a claim on one task, with its confidence; the whole text where it is not told by task."
+    "What the paper reports for a claim on one task, with its confidence; the whole text, with caveats, where not told by task."
     parts, letters = re.split(r", (?=\+)", claim["value"]), claim["confidence"].split(" / ")
     if task not in claim["points"] or len(parts) != len(claim["points"]):
-        return f"{claim['value']} ({claim['confidence']})"
+        known = f"{claim['value']} ({claim['confidence']})"
+        caveats = claim.get("caveats")
+        return f"{known}; the first author's caveats ({caveats['confidence']}): {caveats['text']}" if caveats else known
     n = next(i for i, part in enumerate(parts) if PAPER_NAMES[task] in part)
     part = parts[n] if " points " in parts[n] else parts[n].replace(" ", " points ", 1)
     return f"{part} ({letters[n if len(letters) > 1 else 0]})"

@@ -82,7 +82,7 @@ def get_task(
 
 # %% ../nbs/lib/tasks.ipynb #6376eb75
 RETRY_REQUEST = "Now try again."
-"The user message between reflection and retry (ours: the paper does not publish whether there is one)."
+"The user message between reflection and retry (ours: the paper puts the original question again, in words not known)."
 
 
 def user(text: str) -> Message:

@@ -365,7 +365,7 @@ def test_published_cells_are_those_of_the_fact_sheet(heading: str, file: str) ->
     for model, *cells in rows:
         for column, cell in zip(stored.PAPER_COLUMNS, cells, strict=True):
             value, letter, status = ours[model, column]
-            if number := re.fullmatch(r"(\d+\.\d) ([HMD])", cell):
+            if number := re.fullmatch(r"(\d+\.\d) ([HAMD])", cell):
                 assert (value, letter) == number.groups() and status == ("derived" if letter == "D" else "published")
             else:
                 assert value == letter == "" and status == ("not applicable" if cell == "n/a" else "missing"), cell
@@ -376,9 +376,66 @@ def test_published_claims_are_those_of_the_fact_sheet() -> None:
         pytest.skip(f"skipped: the comparison of claims.json with the fact sheet, which is not at {FACTS}")
     ours = stored.load_claims(REPOSITORY)
     for claim, text, value, letter in fact_rows("## Claims"):
-        assert (ours[claim]["claim"], ours[claim]["value"], ours[claim]["confidence"]) == (text, value, letter)
-        for points in ours[claim]["points"].values():
+        c = ours[claim]
+        what, known, confidence = c["claim"], c["value"], c["confidence"]
+        if place := c.get("place"):
+            what += f" ({place['text']}, {place['confidence']})"
+        if caveats := c.get("caveats"):
+            known += f". **Caveats the author gives herself ({caveats['confidence']}):** {caveats['text']}"
+            confidence += f" for the claim, {caveats['confidence']} for the caveats"
+        if note := c.get("confidence_note"):
+            confidence += f" ({note})"
+        if sources := c.get("sources"):
+            confidence += f" ({sources.replace(' ', ', ')})"
+        for sheet, here in (("now confirmed", "confirmed"), ("NB prints", "one note prints"), ("NB repeats", "one note repeats")):
+            value, letter = value.replace(sheet, here), letter.replace(sheet, here)
+        assert (what, known, confidence) == (text, value, letter)
+        for points in c["points"].values():
             assert f"+{points}" in value
+
+
+def training_facts() -> list[dict[str, str]]:
+    with open(PUBLISHED / "training.csv", newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def test_published_training_is_that_of_the_fact_sheet() -> None:
+    if not FACTS.is_file():
+        pytest.skip(f"skipped: the comparison of training.csv with the fact sheet, which is not at {FACTS}")
+    ours = {r["item"]: r for r in training_facts()}
+    table = FACTS.read_text().split("## Training\n")[1].split("\n\n")[0]
+    sheet = {item: (value, letter) for item, value, letter in (re.split(r" ?\| ?", x)[1:4] for x in table.splitlines()[2:])}
+    told_apart = {  # rows of the sheet that are several of ours
+        "algorithm": ["algorithm", "trained weights"],
+        "effective batch / steps": ["effective batch", "unit of the effective batch", "steps"],
+        "learning rate, schedule, warm-up": ["learning rate", "schedule", "warm-up"],
+        "hardware": ["hardware", "nodes"],
+    }
+    for item, (value, letters) in sheet.items():
+        if letters == "–":
+            assert all(ours[i]["status"] == "missing" and not ours[i]["value"] for i in item.split(", "))
+        elif item in told_apart:
+            parts = [ours[i] for i in told_apart[item]]
+            assert {r["confidence"] for r in parts} == set(re.findall(r"\b[HAMD]\b", f"{value} {letters}")), item
+            assert all(number in value for r in parts for number in re.findall(r"\d[\d.,e-]*", r["value"])), item
+        else:
+            assert (ours[item]["value"], ours[item]["confidence"]) == (value, letters)
+
+
+def test_published_facts_have_a_letter_and_known_sources() -> None:
+    with open(PUBLISHED / "sources.csv", newline="") as f:
+        known = {r["id"] for r in csv.DictReader(f)}
+    letters = set(json.loads((PUBLISHED / "claims.json").read_text())["confidence"])
+    rows = training_facts()
+    for name in stored.PAPER_TABLES.values():
+        with open(PUBLISHED / name, newline="") as f:
+            rows += [r | {"value": r["accuracy_percent"]} for r in csv.DictReader(f)]
+    for r in rows:
+        if r["value"]:
+            assert r["confidence"] in letters and r["status"] == ("derived" if r["confidence"] == "D" else "published"), r
+        else:
+            assert r["confidence"] == "" and r["status"] in ("missing", "not applicable"), r
+        assert set(r["sources"].split()) <= known and ("T" in r["sources"].split() or r["confidence"] != "A"), r
 
 
 def test_a_missing_published_number_stays_missing() -> None:
@@ -386,3 +443,15 @@ def test_a_missing_published_number_stays_missing() -> None:
     row = shown.set_index("model").loc["Qwen-2.5-7B Instruct"]
     assert row[results.FOUR["trained_two_tries"]] == "–" and row[results.FOUR["trained_first"]] == "41.6 (M)"
     assert np.isnan(plain.set_index("model").loc["Qwen-2.5-3B Instruct", "vanilla_first"])
+
+
+def test_a_published_bound_is_a_note_and_no_cell() -> None:
+    bounds = 0
+    for task, name in stored.PAPER_TABLES.items():
+        shown = results.four_columns(results.paper_rows(task, REPOSITORY))[0].set_index("model")
+        with open(PUBLISHED / name, newline="") as f:
+            for r in csv.DictReader(f):
+                if r["note"].startswith("no number"):
+                    bounds += 1
+                    assert shown.loc[r["model"], results.FOUR[r["column"]]] == "–"
+    assert bounds == 4
