@@ -6,8 +6,10 @@
 # make figures     every table and figure again from results/ alone (installs no torch)
 # make study       the committed results: all arms and seeds of PROFILE, then publish to results/; ARMS= SEEDS= choose others,
 #                  TRANSFER=1: also what other tasks trained, CONTROLS=1: also retries without the own reflection
-# make docs        the docs site in _site/, with executed notebooks
-# make lint        formatting, linting, types
+# make docs        the docs site in _site/, from the notebooks as they are
+# make notebooks   every notebook executed in place, with the committed results
+# make lint        formatting, linting, types, imports that only run downward
+# make export      the modules of r3_repro/ from the notebooks
 
 PROFILE ?= tiny
 TASK ?=
@@ -26,10 +28,10 @@ PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: reproduce test test-vllm test-deepspeed test-trackers figures study docs lint export clean
+.PHONY: reproduce test test-vllm test-deepspeed test-trackers figures study docs notebooks lint export clean
 
 reproduce: $(VENV)/.core
-	$(BIN)/python -m r3_repro.pipeline --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seed $(SEED)
+	$(BIN)/r3-repro reproduce --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seed $(SEED)
 
 # Three processes for two cores: kills, servers and queues are waited for.
 test: $(VENV)/.dev
@@ -45,21 +47,34 @@ test-trackers: $(VENV)/.dev $(TRACKERS)/.done
 	R3_TRACKERS=$(TRACKERS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/on_trackers
 
 figures: $(VENV)/.base
-	$(BIN)/python -m r3_repro.figures --root results
+	$(BIN)/r3-repro figures
 
 study: $(VENV)/.core
-	$(BIN)/python -m r3_repro.study --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seeds $(SEEDS) $(if $(ARMS),--arms $(ARMS)) $(if $(TRANSFER),--transfer) $(if $(CONTROLS),--controls)
+	$(BIN)/r3-repro study --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seeds "$(SEEDS)" $(if $(ARMS),--arms "$(ARMS)") $(if $(TRANSFER),--transfer) $(if $(CONTROLS),--controls)
 
+# MathJax 3 from npm belongs to the site; without npm a page loads it from its public address.
 docs: $(VENV)/.dev
-	$(BIN)/python docs/build.py
+	@test -d _docs/npm/mathjax || { mkdir -p _docs/npm && cd _docs && npm pack --silent mathjax@3 >/dev/null \
+	  && tar -xzf mathjax-3.*.tgz package/es5/tex-chtml.js package/es5/output/chtml/fonts && mv package/es5 npm/mathjax; } \
+	  || echo "docs: no MathJax from npm, so that pages with formulas need a network"
+	@rm -rf _docs/html
+	$(BIN)/sphinx-build -q -E -W --keep-going -d _docs/trees -c docs nbs _docs/html
+	@rm -rf _site && mv _docs/html _site
+	@echo "docs: _site/index.html"
+
+notebooks: $(VENV)/.dev
+	$(BIN)/python docs/run_notebooks.py
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check nbs tests benchmarks docs
-	$(BIN)/ruff format --check nbs tests benchmarks docs
+	$(BIN)/ruff check nbs tests benchmarks docs setup.py
+	$(BIN)/ruff format --check nbs tests benchmarks docs setup.py
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# nbdev writes relative imports where an import is on one line; generated modules import in one way, sorted.
 export: $(VENV)/.dev
 	$(BIN)/nbdev-export
+	$(BIN)/ruff check --quiet --config export.toml --fix --unsafe-fixes r3_repro
 	$(BIN)/nbdev-clean
 
 clean:

@@ -2,7 +2,7 @@
 
     python benchmarks/attempts_store.py                            # ten million attempts; some minutes, 3 GB of temporary disk
     python benchmarks/attempts_store.py --attempts 1000000
-    python benchmarks/attempts_store.py --out results/attempts_store   # and stores the table
+    python benchmarks/attempts_store.py --out results/benchmarks/attempts_store   # and stores the table
 
 Each task runs in a process of its own, so that its peak of resident memory is its own; the first line of the table is what a
 process takes that only imports. pandas reads everything into memory, so it is asked at a smaller size (`--naive`), and the store
@@ -25,8 +25,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from r3_repro.attempts import Attempt, Writer, compact, connect, counts, fetch, read_outcomes, segments
-from r3_repro.runs import provenance, write_json
+from r3_repro.mining.store.compaction import compact
+from r3_repro.mining.store.reader import connect, count_attempts, fetch, read_outcomes
+from r3_repro.mining.store.segments import Attempt, segments
+from r3_repro.mining.store.writer import Writer
+from r3_repro.runs.manifest import provenance
+from r3_repro.utils.files import write_json
 
 SAMPLES, WANTED = 64, 25_000
 ERRORS = ["wrong_value", "wrong_numbers", "no_answer", "unfinished_answer", "not_an_expression"]
@@ -39,11 +43,8 @@ def texts(rng: np.random.Generator, n: int) -> Iterator[str]:
     for a, b, c, d, t, *steps in rng.integers(1, 100, (n, 9)).tolist():
         tried = f"Let me try {a} + {b} = {a + b}, then {a + b} - {c} = {a + b - c}. That is not {t}. "
         tried += f"What about {c} * {steps[0] % 9 + 1} = {c * (steps[0] % 9 + 1)}, and {d} - {steps[1]} gives {d - steps[1]}? "
-        tried += (
-            "So the closest that I can get with these numbers is this one.\n"
-            if steps[2] % 2
-            else "I think that this works now.\n"
-        )
+        near = "So the closest that I can get with these numbers is this one."
+        tried += f"{near if steps[2] % 2 else 'I think that this works now.'}\n"
         yield f"{tried}<answer>({a} + {b}) * {c} - {d} * {steps[3]}</answer>"
 
 
@@ -56,9 +57,8 @@ def attempts(n: int) -> Iterator[Attempt]:
         for i, text in enumerate(texts(rng, size)):
             sample, place = divmod(first + i, problems)
             error = "" if right[i] else ERRORS[kinds[i]]
-            yield Attempt(
-                place, f"countdown-{place:06d}", sample, text, right[i], error, 60 + kinds[i], "stop" if kinds[i] else "length"
-            )
+            finish = "stop" if kinds[i] else "length"
+            yield Attempt(place, f"countdown-{place:06d}", sample, text, right[i], error, 60 + kinds[i], finish)
 
 
 def make(folder: Path, n: int) -> None:
@@ -85,7 +85,7 @@ def one_failure_each(failed: np.ndarray) -> list[tuple[int, int]]:
 def ask_store(what: str, folder: Path, n: int) -> Any:
     store, problems = folder / "attempts", n // SAMPLES
     if what == "count":
-        return counts(store)["errors"]
+        return count_attempts(store)["errors"]
     if what == "resume":
         return read_outcomes(store, problems, SAMPLES).drawn
     if what == "join":
@@ -141,13 +141,8 @@ def measure(what: str, how: str, folder: Path, n: int) -> tuple[dict[str, Any], 
     "A row of the table, and the answer."
     command = [sys.executable, __file__, "--work", what, how, str(folder), str(n)]
     done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    row = {
-        "task": NAMES[what],
-        "attempts": n,
-        "with": how,
-        "seconds": round(done["seconds"], 1),
-        "peak MB": round(done["peak"] / 1e6),
-    }
+    row = {"task": NAMES[what], "attempts": n, "with": how}
+    row |= {"seconds": round(done["seconds"], 1), "peak MB": round(done["peak"] / 1e6)}
     print(f"{row['task']}: {n:,} attempts, {how}: {row['seconds']} s, {row['peak MB']:,} MB", file=sys.stderr)
     return row, done["answer"]
 
@@ -155,11 +150,8 @@ def measure(what: str, how: str, folder: Path, n: int) -> tuple[dict[str, Any], 
 def measure_all(n: int, folder: Path, naive: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     "Rows of the table for one size, and the size on disk; with `naive` the answers of both ways must agree."
     rows = [measure("write", "store", folder, n)[0]]
-    disk = {
-        "attempts": n,
-        "segments": len(segments(folder / "attempts")),
-        "bytes": sum(s.size for s in segments(folder / "attempts")),
-    }
+    written = segments(folder / "attempts")
+    disk = {"attempts": n, "segments": len(written), "bytes": sum(s.size for s in written)}
     rows.append(measure("open", "store", folder, n)[0])
     for what in ("count", "resume", "join", "choose"):
         row, answer = measure(what, "store", folder, n)
@@ -192,7 +184,7 @@ def main() -> None:
     table, disk_table = pd.DataFrame(rows), pd.DataFrame(disks)
     print(table.to_markdown(index=False), disk_table.to_markdown(index=False), sep="\n\n")
     if a.out:
-        from r3_repro.plots import save_table  # not above: it would add to the memory of every process that is measured
+        from r3_repro.reporting.tables import save_table  # here, so that no measured process pays for it
 
         a.out.mkdir(parents=True, exist_ok=True)
         save_table(table, a.out, "attempts_store", caption="What the store of attempts costs, beside the same with pandas.")

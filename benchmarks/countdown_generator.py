@@ -14,7 +14,8 @@ import resource
 import time
 from collections.abc import Iterator
 
-from r3_repro.countdown import generate, make_problem, problem_id, solve, verify
+from r3_repro.tasks.countdown.generator import generate, make_countdown_problem, problem_id, solve
+from r3_repro.tasks.countdown.verifier import verify_expression
 
 
 def makes(nums: list[int], target: int) -> bool:
@@ -71,7 +72,7 @@ def main() -> None:
     sample = random.Random(args.seed).sample(problems, min(300, args.n))
     for p in sample:
         assert makes(p.data["nums"], p.data["target"])
-        assert verify(make_problem(**p.data), f"<answer>{solve(**p.data)[0]}</answer>").ok
+        assert verify_expression(make_countdown_problem(**p.data), f"<answer>{solve(**p.data)[0]}</answer>").ok
     checked = time.perf_counter() - start
 
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

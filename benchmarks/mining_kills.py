@@ -22,16 +22,20 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from r3_repro.attempts import compact, read_outcomes, relation, segments
-from r3_repro.datasets import problems_of
-from r3_repro.failures import draw
-from r3_repro.generation import Instant, seed_of
-from r3_repro.runs import open_run, provenance, write_json
+from r3_repro.data import load_split
+from r3_repro.engines.base import MockEngine, derive_seed
+from r3_repro.mining.sampler import sample_attempts
+from r3_repro.mining.store.compaction import compact
+from r3_repro.mining.store.reader import read_outcomes, relation
+from r3_repro.mining.store.segments import segments
+from r3_repro.runs.layout import open_run
+from r3_repro.runs.manifest import provenance
+from r3_repro.utils.files import write_json
 
 BUFFER, ROUND, SAMPLES = 32, 8, 8
 
 
-class Counting(Instant):
+class Counting(MockEngine):
     "Answers at once, and counts the answers in shared memory."
 
     def __init__(self, count: Any):
@@ -51,7 +55,7 @@ def life(run: Any, problems: list, folder: Path, count: Any, until: int | None) 
     if not (pid := os.fork()):
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its progress bar
-            draw(run, problems, folder, Counting(count))
+            sample_attempts(run, problems, folder, Counting(count))
             os._exit(0)
         except BaseException:
             os._exit(1)
@@ -78,7 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as d:
         options = {"train_size": a.problems, "test_size": 1, "high": 60, "attempts_per_problem": SAMPLES, "flush_rows": BUFFER}
         run, folder = open_run("smoke", root=d, **options), Path(d, "attempts")
-        problems, stored, began = problems_of(run, "train"), 0, time.perf_counter()
+        problems, stored, began = load_split(run, "train"), 0, time.perf_counter()
         for _ in tqdm(range(a.kills), desc="kills", unit="kill"):
             if life(run, problems, folder, count, rng.randint(0, 2 * mean)):
                 break
@@ -93,12 +97,11 @@ def main() -> None:
         end = read_outcomes(folder, a.problems, SAMPLES)
         assert end.drawn == a.problems * SAMPLES and end.doubled == 0 and (end.codes >= 0).all()
         rows = relation(folder).project("problem_id, sample, attempt").fetchall()
-        assert all(text == f"answer {seed_of('attempts', i) + k}" for i, k, text in rows) and len(rows) == end.drawn
+        assert all(text == f"answer {derive_seed('attempts', i) + k}" for i, k, text in rows) and len(rows) == end.drawn
         seconds = time.perf_counter() - began
     print(
-        f"{kills} kills over {end.drawn:,} attempts in {seconds:.0f} s: 0 doubled, 0 missing in the end; handed out and lost by "
-        "kills "
-        f"{lost:,} of {handed_out:,}, at most {most_lost} by one (buffer {BUFFER} + round {ROUND}); {merged} segments merged away"
+        f"{kills} kills over {end.drawn:,} attempts in {seconds:.0f} s: 0 doubled, 0 missing in the end; kills lost {lost:,} of "
+        f"{handed_out:,} answers, at most {most_lost} by one (buffer {BUFFER} + round {ROUND}); {merged} segments merged away"
     )
     assert kills == a.kills, "the work ended before the kills: raise --problems"
     if a.out:

@@ -1,7 +1,7 @@
 """Mining until the first failure against the paper's fixed number of answers: attempts and wall time for the same failures.
 
     python benchmarks/mining_modes.py                      # 100 problems, up to 64 answers each, at four pass rates
-    python benchmarks/mining_modes.py --out results/mining_modes
+    python benchmarks/mining_modes.py --out results/benchmarks/mining_modes
 
 The answers are really generated, by the tiny model on this machine. Whether one counts as right is drawn by a hash of its
 seed with a given probability, the same for every problem, so that each pass rate can be had exactly. Both modes run the same
@@ -19,17 +19,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from r3_repro import countdown
-from r3_repro.attempts import read_outcomes
-from r3_repro.datasets import problems_of
-from r3_repro.engines import Transformers
-from r3_repro.failures import draw
-from r3_repro.generation import Request
-from r3_repro.modes import counted, expected_samples
-from r3_repro.plots import save_table
-from r3_repro.runs import open_run, provenance, write_json
-from r3_repro.settings import model_path
-from r3_repro.tasks import Problem, Verdict
+import r3_repro.tasks.countdown.task as countdown
+from r3_repro.config import model_path
+from r3_repro.data import load_split
+from r3_repro.engines.base import Request
+from r3_repro.engines.hf import Transformers
+from r3_repro.mining.sampler import sample_attempts
+from r3_repro.mining.stopping import expected_samples, stopping_points
+from r3_repro.mining.store.reader import read_outcomes
+from r3_repro.reporting.tables import save_table
+from r3_repro.runs.layout import open_run
+from r3_repro.runs.manifest import provenance
+from r3_repro.tasks.base import Problem, Verdict
+from r3_repro.utils.files import write_json
 
 RATES = (0.1, 0.5, 0.66, 0.9)
 
@@ -63,12 +65,12 @@ def measure(rate: float, mode: str, problems: int, samples: int, engine: Transfo
     try:
         with tempfile.TemporaryDirectory() as d:
             run = open_run("tiny", root=d, train_size=problems, attempts_per_problem=samples, mining_mode=mode)
-            asked = problems_of(run, "train")
+            asked = load_split(run, "train")
             began = time.perf_counter()
-            drawn = draw(run, asked, Path(d, "attempts"), engine)
+            drawn = sample_attempts(run, asked, Path(d, "attempts"), engine)
             seconds = time.perf_counter() - began
             codes = read_outcomes(Path(d, "attempts"), problems, samples).codes
-            _, finished = counted(codes, mode, samples)
+            _, finished = stopping_points(codes, mode, samples)
             assert finished.all()
             return {int(i) for i in (codes > 0).any(axis=1).nonzero()[0]}, drawn, seconds
     finally:

@@ -19,14 +19,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from vllm import SamplingParams
 
-from r3_repro.datasets import problems_of
-from r3_repro.engines import load_tokenizer, render
-from r3_repro.failures import draw
-from r3_repro.generation import seed_of
-from r3_repro.runs import open_run, provenance, write_json
-from r3_repro.settings import model_path
-from r3_repro.tasks import attempt_messages, get_task
-from r3_repro.vllm_engine import VLLM
+from r3_repro.config import model_path
+from r3_repro.data import load_split
+from r3_repro.engines.base import derive_seed
+from r3_repro.engines.chat import load_tokenizer, render
+from r3_repro.engines.vllm import VLLM
+from r3_repro.mining.sampler import sample_attempts
+from r3_repro.runs.layout import open_run
+from r3_repro.runs.manifest import provenance
+from r3_repro.tasks.base import attempt_messages, get_task
+from r3_repro.utils.files import write_json
 
 
 def random_model(folder: Path, tokenizer_at: str, hidden: int, layers: int) -> int:
@@ -59,12 +61,12 @@ def main() -> None:
         parameters = random_model(Path(d, "model"), model_path(open_run("tiny").profile), a.hidden, a.layers)
         options = {"train_size": a.problems, "attempts_per_problem": a.samples, "max_answer_tokens": a.tokens}
         run = open_run("tiny", root=d, model=str(Path(d, "model")), generation_batch=a.batch, **options)
-        engine, task, problems = VLLM.load(run.profile.model, batch=a.batch), get_task("countdown"), problems_of(run, "train")
+        engine, task, problems = VLLM.load(run.profile.model, batch=a.batch), get_task("countdown"), load_split(run, "train")
 
         def plain() -> float:
             began, prompts, params = time.perf_counter(), [], []
             for p in problems:
-                ids, seed = render(engine.tokenizer, attempt_messages(task, p)), seed_of("attempts", p.id)
+                ids, seed = render(engine.tokenizer, attempt_messages(task, p)), derive_seed("attempts", p.id)
                 for k in range(a.samples):
                     prompts.append({"prompt_token_ids": ids})
                     params.append(SamplingParams(temperature=1.0, max_tokens=a.tokens, seed=seed + k))
@@ -73,7 +75,7 @@ def main() -> None:
 
         def ours(turn: int) -> float:
             began = time.perf_counter()
-            assert draw(run, problems, Path(d, f"attempts-{turn}"), engine) == a.problems * a.samples
+            assert sample_attempts(run, problems, Path(d, f"attempts-{turn}"), engine) == a.problems * a.samples
             return time.perf_counter() - began
 
         plain(), ours(-1)  # both warm

@@ -1,7 +1,7 @@
 """Real rows of function calling through loader, parser and verifier: what is loaded, refused, accepted, rejected.
 
     python benchmarks/real_rows.py FILE_OR_FOLDER ...              # prints the table
-    python benchmarks/real_rows.py --out results/real_rows FILE …  # and stores it, with the hashes of the files
+    python benchmarks/real_rows.py --out results/benchmarks/real_rows FILE …  # and stores it, with the hashes of the files
 
 Every gold answer is written in every style and judged by both rules; then it is made wrong in six ways and judged again.
 The rows themselves are not stored.
@@ -16,11 +16,15 @@ from typing import Any
 
 import pandas as pd
 
-from r3_repro.calls import RULES, STYLES, Call, verify, write_calls
-from r3_repro.function_calling import load
-from r3_repro.plots import save_table
-from r3_repro.runs import file_hash, versions, write_json
-from r3_repro.tasks import Problem
+from r3_repro.reporting.tables import save_table
+from r3_repro.runs.manifest import versions
+from r3_repro.tasks.base import Problem
+from r3_repro.tasks.function_calling.matcher import CALL_RULES, verify_calls
+from r3_repro.tasks.function_calling.parser import Call
+from r3_repro.tasks.function_calling.task import load_call_rows
+from r3_repro.tasks.function_calling.writer import STYLES, write_calls
+from r3_repro.utils.files import write_json
+from r3_repro.utils.hashing import file_hash
 
 
 def wrong_answers(p: Problem) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -51,7 +55,7 @@ def wrong_answers(p: Problem) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 def examine(source: Path) -> dict[str, Any]:
     "One row of the table."
-    problems, refused = load(source)
+    problems, refused = load_call_rows(source)
     texts = right = made = rejected = 0
     for p in problems:
         for style in STYLES:
@@ -59,10 +63,10 @@ def examine(source: Path) -> dict[str, Any]:
                 text = write_calls([Call(a["name"], a["arguments"]) for a in p.data["answers"]], style)
             except ValueError:  # a name that Python style cannot express
                 continue
-            verdicts = [verify(p, text, rule).ok for rule in RULES]
+            verdicts = [verify_calls(p, text, rule).ok for rule in CALL_RULES]
             texts, right = texts + len(verdicts), right + sum(verdicts)
         for error, calls in wrong_answers(p):
-            verdict = verify(p, json.dumps(calls))
+            verdict = verify_calls(p, json.dumps(calls))
             made, rejected = made + 1, rejected + (verdict.error == error)
     reasons = Counter(r.reason for r in refused)
     return {

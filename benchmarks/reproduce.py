@@ -3,7 +3,7 @@
     python benchmarks/reproduce.py                       # `make reproduce` without the installation, profile tiny
     python benchmarks/reproduce.py --profile smoke
 
-Runs `python -m r3_repro.pipeline` twice with a fresh run tree, and every half second adds up the memory of the process and
+Runs `r3-repro reproduce` twice with a fresh run tree, and every half second adds up the memory of the process and
 all that descend from it: resident pages, those shared between processes counted once (PSS) where the system tells them. Says how
 the result stands to the limits that the documentation states for profile tiny on two cores: 12 minutes and 4 GB for the first
 run, 90 seconds for the second.
@@ -70,7 +70,7 @@ def main() -> int:
         root = a.root or scratch
         if any(Path(root).glob(f"{a.profile}/*")):
             raise SystemExit(f"{root} holds runs of {a.profile} already: a first run needs a fresh folder")
-        command = [sys.executable, "-m", "r3_repro.pipeline", "--profile", a.profile, "--task", a.task, "--root", root]
+        command = [sys.executable, "-m", "r3_repro", "reproduce", "--profile", a.profile, "--task", a.task, "--root", root]
         for run in ("first", "second"):
             found[run] = watched(command, home)
             if found[run]["exit"]:

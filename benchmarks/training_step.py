@@ -2,7 +2,7 @@
 
     python benchmarks/training_step.py                              # 700 + 150 tokens, G = 8, a model of 19 M parameters
     python benchmarks/training_step.py --model Qwen/Qwen2.5-1.5B-Instruct --dtype bfloat16   # on a GPU
-    python benchmarks/training_step.py --out results/training_step
+    python benchmarks/training_step.py --out results/benchmarks/training_step
 
 All sides generate the same number of tokens a step. `trl`: prompts without attempt and reflection, answers as long as
 reflection and retry together. `retry_kept`: reflection and retry are one completion, as public code for several turns has it.
@@ -28,13 +28,16 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 from trl import GRPOTrainer
 
-from r3_repro.countdown import TASK
-from r3_repro.engines import load_tokenizer
-from r3_repro.plots import save_table
-from r3_repro.runs import open_run, provenance, write_json
-from r3_repro.settings import find_home
-from r3_repro.shared_prefix import expected_saving, in_two_parts
-from r3_repro.train import R3Trainer, _pay, grpo_config, training_set
+from r3_repro.config import find_home
+from r3_repro.engines.chat import load_tokenizer
+from r3_repro.reporting.tables import save_table
+from r3_repro.runs.layout import open_run
+from r3_repro.runs.manifest import provenance
+from r3_repro.tasks.countdown.task import TASK
+from r3_repro.training.grpo_config import grpo_config, training_set
+from r3_repro.training.shared_prefix import enable_shared_prefix, expected_saving
+from r3_repro.training.trainer import R3Trainer, arm_reward
+from r3_repro.utils.files import write_json
 
 TINY = "r3_repro/assets/tiny-base2"
 SIDES = {  # prompt and completion tokens, as shares of (task, attempt and request, reflection, template, retry)
@@ -55,7 +58,8 @@ def shape(side: str, a: argparse.Namespace) -> tuple[int, int]:
 
 def trainer_of(side: str, a: argparse.Namespace, folder: str) -> Any:
     "A trainer of the side around the model, whose data are never used."
-    run = open_run("tiny", root=folder, batch_size=a.group * a.groups, group_size=a.group, micro_batch=a.group, dtype=a.dtype)
+    batch = {"batch_size": a.group * a.groups, "num_generations": a.group, "per_device_train_batch_size": a.group}
+    run = open_run("tiny", root=folder, dtype=a.dtype, **batch)
     problem = TASK.problems("train", {**run.profile.data_options, "train_size": 4, "test_size": 4})[0]
     failed = pd.DataFrame([{"problem_id": problem.id, "problem": problem.dumps(), "attempt": "no"}])
     tokenizer = load_tokenizer(str(find_home() / TINY) if a.model == "random" else a.model)
@@ -70,12 +74,12 @@ def trainer_of(side: str, a: argparse.Namespace, folder: str) -> Any:
     data = training_set(failed, TASK, run.profile, 0)
     kind, own = (GRPOTrainer, {}) if side == "trl" else (R3Trainer, {"task": TASK, "run": run})
     trainer: Any = kind(
-        model=model, args=grpo_config(run), train_dataset=data, processing_class=tokenizer, reward_funcs=_pay, **own
+        model=model, args=grpo_config(run), train_dataset=data, processing_class=tokenizer, reward_funcs=arm_reward, **own
     )
     trainer.model.to(trainer.accelerator.device).train()
     trainer.current_gradient_accumulation_steps = a.groups
-    trainer.shares = side.startswith("shared")
-    if side == "shared" and not in_two_parts(trainer.model, *filter(None, [trainer.ref_model])):
+    trainer.shares_prefix = side.startswith("shared")
+    if side == "shared" and not enable_shared_prefix(trainer.model, *filter(None, [trainer.ref_model])):
         raise SystemExit("the attention in two parts does not work with this model")
     return trainer
 
@@ -167,7 +171,7 @@ def measured(a: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
 
 
 def table_of(a: argparse.Namespace, found: dict[str, list[dict[str, float]]]) -> pd.DataFrame:
-    "A row a side: medians over rounds, and ratios to ours with each prompt run for itself."
+    "One row per side: medians over rounds, and ratios to ours with each prompt run for itself."
     rows, plain = [], {k: statistics.median(r[k] for r in found["plain"]) for k in ("update", "peak", "generation")}
     for side in SIDES:
         prompt, completion = shape(side, a)

@@ -18,11 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from r3_repro.calls import RULES, STYLES, Call, verify, write_calls
-from r3_repro.function_calling import load
-from r3_repro.tasks import Problem
+from r3_repro.tasks.base import Problem
+from r3_repro.tasks.function_calling.matcher import CALL_RULES, verify_calls
+from r3_repro.tasks.function_calling.parser import Call
+from r3_repro.tasks.function_calling.task import load_call_rows
+from r3_repro.tasks.function_calling.writer import STYLES, write_calls
 
-ATTACKS = Path(__file__).parents[1] / "tests/data/calls_attacks.json"
+ATTACKS = Path(__file__).parents[1] / "tests/tasks/data/calls_attacks.json"
 WORDS = ["Paris", "New York", "beta", "San José", "2024-05-01", "usd", "john@example.com", "How are you today?", "vegetarian"]
 
 
@@ -90,12 +92,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="the best of so many times counts (default 3)")
     args = parser.parse_args()
 
-    problems = [p for file in args.rows for p in load(file)[0]] or made_up(args.n, args.seed)
+    problems = [p for file in args.rows for p in load_call_rows(file)[0]] or made_up(args.n, args.seed)
     print(
         f"{len(problems):,} problems\n\n{'style':<20}{'texts':>8}{'characters':>12}"
-        + "".join(f"{r:>13}{'99%':>10}" for r in RULES)
+        + "".join(f"{r:>13}{'99%':>10}" for r in CALL_RULES)
     )
-    total: list[list[float]] = [[] for _ in RULES]
+    total: list[list[float]] = [[] for _ in CALL_RULES]
     for style in STYLES:
         pairs = []
         for p in problems:
@@ -103,7 +105,7 @@ def main() -> None:
                 pairs.append((p, write_calls([Call(a["name"], a["arguments"]) for a in p.data["answers"]], style)))
             except ValueError:
                 continue  # a name that this style cannot express
-        timings = [seconds_of(lambda p, t, rule=rule: verify(p, t, rule).ok, pairs, args.repeats) for rule in RULES]  # type: ignore[misc]
+        timings = [seconds_of(lambda p, t, rule=rule: verify_calls(p, t, rule).ok, pairs, args.repeats) for rule in CALL_RULES]  # type: ignore[misc]
         report(style, pairs, *timings)
         total = [before + new for before, new in zip(total, timings, strict=True)]
         if style == "json":
@@ -118,8 +120,10 @@ def main() -> None:
     for attack in corpus["attacks"]:
         text = "".join(piece * n for piece, n in attack["parts"]) if "parts" in attack else attack["text"]
         problem = Problem(attack["name"], corpus["problems"][attack["problem"]])
-        for rule in RULES:
-            (seconds,) = seconds_of(lambda p, t, a=attack, r=rule: verify(p, t, r).error == a[r], [(problem, text)], args.repeats)  # type: ignore[misc]
+        for rule in CALL_RULES:
+            (seconds,) = seconds_of(
+                lambda p, t, a=attack, r=rule: verify_calls(p, t, r).error == a[r], [(problem, text)], args.repeats
+            )  # type: ignore[misc]
             slow.append((seconds, attack["name"], rule, len(text)))
     print(f"\n{len(corpus['attacks'])} attacks, all judged as expected; the slowest:")
     for seconds, name, rule, length in sorted(slow, reverse=True)[:5]:

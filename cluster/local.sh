@@ -1,7 +1,8 @@
 #!/bin/bash
-# A Slurm of two nodes, both of them this machine, to try the scripts without a cluster (as root; Debian: apt-get install slurm-wlm munge).
+# Start a Slurm with two nodes, both of them this machine, to try the scripts without a cluster.
+# Run it as root; on Debian: apt-get install slurm-wlm munge.
 #
-#     cluster/local.sh start DIR     its files are in DIR; then: export SLURM_CONF=DIR/slurm.conf
+#     cluster/local.sh start DIR     keeps its files in DIR; then: export SLURM_CONF=DIR/slurm.conf
 #     cluster/local.sh stop DIR
 #
 set -euo pipefail

@@ -1,8 +1,8 @@
 #!/bin/bash
-# Submit all chapters of a profile to Slurm, in order: nbs/lib/slurm.ipynb
+# Submit all chapters of a profile to Slurm, in order (see nbs/workflow/slurm.ipynb).
 #
-#     cluster/submit.sh --profile paper --seeds 0 1 2 -- --partition=gpu --time=24:00:00 --cpus-per-task=32
+#     cluster/submit.sh --profile paper --seeds "0 1 2" -- --partition=gpu --time=24:00:00 --cpus-per-task=32
 #
 set -euo pipefail
 cd "$(dirname "$0")/.."
-exec "${PYTHON:-.venv/bin/python}" -m r3_repro.slurm "$@"
+exec "${PYTHON:-.venv/bin/python}" -m r3_repro submit "$@"

@@ -1,29 +1,35 @@
-"""Sphinx settings of the docs site. `build.py` calls Sphinx with the folder of staged pages as its source."""
+"""Sphinx settings of the docs site: `make docs` builds it from the notebooks in nbs/ with the outputs that they hold."""
 
-import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+NPM = HERE.parent / "_docs/npm"  # MathJax, if `make docs` could get it
+sys.path.insert(0, str(HERE))
 
 project = "r3_repro"
 author = "The r3_repro authors"
 copyright = "the r3_repro authors, Apache-2.0"
-extensions = ["myst_nb", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.mathjax", "r3_site"]
 
-nb_execution_mode = "off"  # pages are executed before they are staged
-nb_render_markdown_format = "gfm"
-nb_code_prompt_show = "imports"
-nb_code_prompt_hide = "imports"
+nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # links in Markdown outputs are resolved as those of the text
+nb_code_prompt_show = nb_code_prompt_hide = "imports"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
-myst_heading_anchors = 3
-
-# "1" when build.py found MathJax in npm and put it among the static files; else its public address.
-mathjax_path = "mathjax/tex-chtml.js" if os.environ.get("R3_MATHJAX") == "1" else (
-    "https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-chtml.js"
-)  # fmt: skip
+myst_heading_anchors = 4
+myst_heading_slug_func = "r3_site.anchor"
 
 html_theme = "furo"
 html_title = "r3_repro"
-html_static_path = [os.path.join(os.path.dirname(__file__), "static")]
+html_static_path = [str(HERE / "static")]
 html_css_files = ["r3.css"]
-html_show_sourcelink = False
-html_copy_source = False
-pygments_style = "friendly"
-pygments_dark_style = "native"
+templates_path = [str(HERE / "templates")]
+html_sidebars = {
+    "**": [f"sidebar/{x}.html" for x in ("scroll-start", "brand", "search", "navigation", "reference", "scroll-end")]
+}
+html_show_sourcelink = html_copy_source = False
+pygments_style, pygments_dark_style = "friendly", "native"
+mathjax_path = "https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-chtml.js"
+if (NPM / "mathjax").is_dir():
+    html_static_path.append(str(NPM))
+    mathjax_path = "mathjax/tex-chtml.js"

@@ -1,1 +1,67 @@
+"""Replication of Reflect, Retry, Reward (arXiv 2505.24726), from problems to verdicts.
+
+The names that a script or a notebook needs most; each is imported from its module when it is first used, so that
+`import r3_repro` is fast and needs no torch:
+
+    import r3_repro as r3
+
+    run = r3.open_run("smoke")                  # profile x task x model x arm x seed, and its files
+    r3.mine(run)                                # failures of the model, stored
+    r3.train(run)                               # GRPO on the reflections of those failures
+    r3.evaluate(run)                            # episodes of the held-out problems, stored
+    r3.compare(r3.load_episodes(run.model_dir)) # the arms of one model, seed against the same seed
+"""
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+# name -> where it is defined; __init__.pyi says the same to type checkers
+_DEFINED_IN = {
+    "Task": "tasks.base:Task",
+    "Problem": "tasks.base:Problem",
+    "Verdict": "tasks.base:Verdict",
+    "get_task": "tasks.base:get_task",
+    "Profile": "config:Profile",
+    "load_profile": "config:load_profile",
+    "Run": "runs.layout:Run",
+    "open_run": "runs.layout:open_run",
+    "open_engine": "engines.factory:open_engine",
+    "run_episodes": "evaluation.episodes:run_episodes",
+    "mine": "mining.failures:mine",
+    "train": "training.train:train",
+    "evaluate": "evaluation.episodes:evaluate",
+    "load_episodes": "analysis.loading:load_episodes",
+    "compare": "analysis.arm_comparison:between_arms",
+    "SettingsError": "utils.errors:SettingsError",
+    "EngineError": "utils.errors:EngineError",
+}
+
+__all__ = ["__version__", *_DEFINED_IN]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_hint(name)}", name=name)
+    module, _, attribute = _DEFINED_IN[name].partition(":")
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _hint(name: str) -> str:
+    "What to do instead; `from r3_repro import config` asks here before it imports the module."
+    import difflib
+    from importlib.util import find_spec
+
+    if name.startswith("_"):
+        return ""
+    if find_spec(f"{__name__}.{name}"):
+        return f": it is a module, so import {__name__}.{name} first"
+    close = difflib.get_close_matches(name, __all__, 1)
+    return f"; did you mean {close[0]!r}?" if close else f": it is none of {', '.join(__all__)}; import what is not listed from its module"

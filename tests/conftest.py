@@ -4,11 +4,24 @@ from pathlib import Path
 
 import pytest
 
-from r3_repro import contribution, reflections, results
+from r3_repro.analysis import forgetting, reflection_effect, reflection_report, results, training_curves
 
-FIRST = ["notebooks", "resume", "library", "docs", "two_processes", "results", "attempts", "servers", "forgetting", "controls"]
-"""The slow files first. `make test` gives whole files to its processes, in the order in which they come, and a process gets its
-next file when two tests of its last one are left: a short file just before a long one would give both to the same."""
+FIRST = [
+    "pipeline",
+    "resume",
+    "library",
+    "site",
+    "wheel",
+    "two_processes",
+    "results",
+    "attempts",
+    "servers",
+    "benchmarks",
+    "controls",
+]
+"""The slow files first, by name without `test_`, in whatever folder they are. `make test` gives whole files to its processes, in
+the order in which they come, and a process gets its next file when two tests of its last one are left: a short file just before a
+long one would give both to the same."""
 
 
 def place(item: pytest.Item) -> int:
@@ -23,5 +36,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     "Figures are made and not drawn, which takes most of the time: for tests of tables."
-    for module in (contribution, reflections, results):
+    for module in (forgetting, reflection_effect, reflection_report, results, training_curves):
         monkeypatch.setattr(module, "save_figure", lambda fig, folder, name: [Path(folder) / f"{name}.png"])

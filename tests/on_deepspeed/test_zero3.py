@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import test_two_processes as two
 
-from r3_repro.runs import Run
+from r3_repro.runs.layout import Run
 
 KEPT = ("smoke/countdown/dataset", "smoke/countdown/tiny-base2/failures")
 

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import test_resume as resume
 
-from r3_repro.runs import Run, open_run
+from r3_repro.runs.layout import Run, open_run
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("trackers")
-    resume.to_its_end("failures", root, [])
+    resume.to_its_end("mine", root, [])
     return root
 
 
@@ -27,7 +27,7 @@ def trained(root: Path, to: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> 
         "TRACKIO_DIR": str(root / "trackio"),
     }
     monkeypatch.setattr(resume, "ENV", resume.ENV | own)
-    more = ["--seed", str(seed), *(w for s in ("steps=6", "save_steps=2", f"report_to={to}") for w in ("--set", s))]
+    more = ["--seed", str(seed), *(w for s in ("max_steps=6", "save_steps=2", f"report_to={to}") for w in ("--set", s))]
     (said,) = resume.kill_and_resume("train", root, ["middle"], more)
     assert said["hits"][0][1] < 6, said
     return open_run("smoke", root=str(root), seed=seed)

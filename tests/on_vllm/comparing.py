@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 import torch
 
-from r3_repro.engines import Transformers, render
-from r3_repro.generation import Completion, seed_of
-from r3_repro.settings import load_profile
-from r3_repro.tasks import Problem, Task, attempt_messages, get_task
+from r3_repro.config import load_profile
+from r3_repro.engines.base import Completion, derive_seed
+from r3_repro.engines.chat import render
+from r3_repro.engines.hf import Transformers
+from r3_repro.tasks.base import Problem, Task, attempt_messages, get_task
 
 TASKS = {"countdown": 16, "function_calling": 40}
 "Tasks, and the longest answer to each in the profile `tiny`."
@@ -26,7 +27,7 @@ def problems(task: str, n: int) -> tuple[Task, list[Problem]]:
 def attempts(tokenizer, task: str, n: int) -> tuple[list[list[int]], list[int]]:
     "Prompts as mining asks them, and the seeds of their first attempts."
     known, chosen = problems(task, n)
-    return [render(tokenizer, attempt_messages(known, p)) for p in chosen], [seed_of("attempts", p.id) for p in chosen]
+    return [render(tokenizer, attempt_messages(known, p)) for p in chosen], [derive_seed("attempts", p.id) for p in chosen]
 
 
 @torch.inference_mode()

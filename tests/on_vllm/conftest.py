@@ -20,7 +20,7 @@ else:
 @pytest.fixture(scope="session")
 def base() -> str:
     "The tiny base as it is shipped."
-    from r3_repro.settings import load_profile, model_path
+    from r3_repro.config import load_profile, model_path
 
     return model_path(load_profile("tiny"))
 
@@ -36,7 +36,7 @@ def wide(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def slow(base: str):
     "The reference: the shipped model with transformers."
-    from r3_repro.engines import Transformers
+    from r3_repro.engines.hf import Transformers
 
     return Transformers.load(base, batch=64)
 
@@ -44,7 +44,7 @@ def slow(base: str):
 @pytest.fixture(scope="module")
 def fast(wide: str) -> Iterator:
     "The same model with vLLM, closed at the end of a module: a process has one at a time on a CPU."
-    from r3_repro.vllm_engine import VLLM
+    from r3_repro.engines.vllm import VLLM
 
     engine = VLLM.load(wide, "float32", batch=64)
     yield engine

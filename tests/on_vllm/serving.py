@@ -9,6 +9,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from support import patience
+
 HOST = "127.0.0.1"
 OPTIONS = ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64", "--block-size", "32", "--no-enable-chunked-prefill"]
 OPTIONS += ["--kv-cache-memory-bytes", str(2**30), "--generation-config", "vllm", "--seed", "0"]
@@ -31,7 +33,7 @@ def serving(command: list[str], log: Path, **more: str) -> Iterator[str]:
     with log.open("w") as out:
         server = subprocess.Popen([*command, "--host", HOST, "--port", port, *OPTIONS], stdout=out, stderr=out, env=env)
     try:
-        until = time.monotonic() + 400
+        until = time.monotonic() + patience(400)
         while not answers(f"http://{HOST}:{port}/health"):
             assert server.poll() is None and time.monotonic() < until, log.read_text()[-4000:]
             time.sleep(1)

@@ -11,21 +11,21 @@ import pytest
 import torch
 from comparing import TASKS, attempts, different
 
-from r3_repro.engines import Transformers
-from r3_repro.generation import EngineError, Request, Sampling, complete
-from r3_repro.settings import SettingsError
-from r3_repro.vllm_engine import VLLM
+from r3_repro.engines.base import Request, SamplingParams, complete
+from r3_repro.engines.hf import Transformers
+from r3_repro.engines.vllm import VLLM
+from r3_repro.utils.errors import EngineError, SettingsError
 
 
 def test_every_end_token_of_the_model_ends_an_answer(slow: Transformers, wide: str, tmp_path: Path) -> None:
     "A second one, known only to generation_config.json, which also has sampling defaults that must not count."
     prompts, seeds = attempts(slow.tokenizer, "countdown", 100)
-    second = complete(slow, prompts[:1], Sampling(16, greedy=True), [0])[0].ids[1]
+    second = complete(slow, prompts[:1], SamplingParams(16, greedy=True), [0])[0].ids[1]
     folder = str(shutil.copytree(wide, tmp_path / "model"))
     own = {"eos_token_id": [slow.tokenizer.eos_token_id, second], "temperature": 0.01, "top_k": 1, "repetition_penalty": 3.0}
     (tmp_path / "model/generation_config.json").write_text(json.dumps(own))
     engine, other = VLLM.load(folder, "float32", batch=64), Transformers.load(folder)
-    for how in (Sampling(16, greedy=True), Sampling(16)):
+    for how in (SamplingParams(16, greedy=True), SamplingParams(16)):
         ones, others = complete(other, prompts, how, seeds), complete(engine, prompts, how, seeds)
         assert different(ones, others) <= 2
         assert any(c.ids[-1] == second and c.finish == "stop" for c in others)
@@ -35,8 +35,8 @@ def test_every_end_token_of_the_model_ends_an_answer(slow: Transformers, wide: s
 @pytest.mark.parametrize("task", TASKS)
 def test_mining_finds_the_same_failures(task: str, wide: str, tmp_path: Path) -> None:
     "The profile `smoke` with either engine, as the command line would mine it."
-    from r3_repro.failures import mine
-    from r3_repro.runs import open_run
+    from r3_repro.mining.failures import mine
+    from r3_repro.runs.layout import open_run
 
     found = []
     for engine in ("vllm", "transformers"):
@@ -51,7 +51,9 @@ def test_mining_finds_the_same_failures(task: str, wide: str, tmp_path: Path) ->
 
 
 def test_too_little_memory_is_said_with_a_remedy(wide: str) -> None:
-    with pytest.raises(SettingsError, match=r"(?s)cannot start model .*KV cache.*lower engine_memory.*use a smaller model"):
+    with pytest.raises(
+        SettingsError, match=r"(?s)cannot start model .*KV cache.*lower gpu_memory_utilization.*use a smaller model"
+    ):
         VLLM.load(wide, "float32", kv_cache_memory_bytes=2**18)
 
 
@@ -64,15 +66,15 @@ def test_a_vllm_that_fails_is_not_asked_again(slow: Transformers, wide: str, mon
     prompts, seeds = attempts(slow.tokenizer, "countdown", 9)
     engine = VLLM.load(wide, "float32", batch=8)
     for i in range(8):
-        engine.submit(Request(i, prompts[i], Sampling(1 + i), seeds[i]))
+        engine.submit(Request(i, prompts[i], SamplingParams(1 + i), seeds[i]))
     assert 0 < len(engine.collect()) < 8
 
     def broken():
         raise torch.OutOfMemoryError("no memory left")
 
     monkeypatch.setattr(engine.llm.llm_engine.engine_core, "get_output", broken)
-    for again in (engine.collect, engine.collect, lambda: engine.submit(Request(8, prompts[8], Sampling(16), 0))):
-        with pytest.raises(EngineError, match=r"no memory left.*lower engine_memory or generation_batch"):
+    for again in (engine.collect, engine.collect, lambda: engine.submit(Request(8, prompts[8], SamplingParams(16), 0))):
+        with pytest.raises(EngineError, match=r"no memory left.*lower gpu_memory_utilization or generation_batch"):
             again()
     engine.close()
 
@@ -83,15 +85,17 @@ def test_a_killed_vllm_is_noticed(slow: Transformers, wide: str, monkeypatch: py
     prompts, seeds = attempts(slow.tokenizer, "countdown", 100)
     engine = VLLM.load(wide, "float32", batch=64)
     (core,) = [p for p in psutil.Process().children() if "EngineCore" in p.name()]
-    assert different(complete(engine, prompts, Sampling(16), seeds), complete(slow, prompts, Sampling(16), seeds)) <= 2
-    complete(engine, prompts, Sampling(1), seeds)
+    assert (
+        different(complete(engine, prompts, SamplingParams(16), seeds), complete(slow, prompts, SamplingParams(16), seeds)) <= 2
+    )
+    complete(engine, prompts, SamplingParams(1), seeds)
     assert engine.prefix_cache()[1] > 0
     for i in range(100):
-        engine.submit(Request(i, prompts[i], Sampling(900, temperature=2.0), seeds[i]))
+        engine.submit(Request(i, prompts[i], SamplingParams(900, temperature=2.0), seeds[i]))
     os.kill(core.pid, signal.SIGKILL)
     with pytest.raises(EngineError, match="vLLM cannot go on"):
         while engine.pending:
             engine.collect()
     with pytest.raises(EngineError):
-        engine.submit(Request("x", prompts[0], Sampling(1), 0))
+        engine.submit(Request("x", prompts[0], SamplingParams(1), 0))
     engine.close()

@@ -7,10 +7,11 @@ import pytest
 from comparing import NEAR_TIE, TASKS, attempts, different, gaps
 from serving import serving
 
-from r3_repro.engines import Transformers
-from r3_repro.generation import Request, Sampling, complete, open_engine, stream
-from r3_repro.servers import Servers
-from r3_repro.settings import load_profile
+from r3_repro.config import load_profile
+from r3_repro.engines.base import Request, SamplingParams, complete, stream
+from r3_repro.engines.factory import open_engine
+from r3_repro.engines.hf import Transformers
+from r3_repro.engines.server import Servers
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def servers(served: str, wide: str) -> Iterator[Servers]:
 def test_a_server_answers_as_the_engine_in_this_process(slow: Transformers, servers: Servers, task: str) -> None:
     prompts, seeds = attempts(slow.tokenizer, task, 100)
     assert servers.context == 1024 and servers.model == "tiny"
-    how = Sampling(TASKS[task], greedy=True, logprobs=True)
+    how = SamplingParams(TASKS[task], greedy=True, logprobs=True)
     ones, others = complete(slow, prompts, how, seeds), complete(servers, prompts, how, seeds)
     found = list(gaps(slow, prompts, ones, others))
     print(f"{len(found)} of 100 greedy answers differ, gaps {[f'{g:.1e}' for g in found]}")
@@ -45,17 +46,17 @@ def test_a_server_answers_as_the_engine_in_this_process(slow: Transformers, serv
 @pytest.mark.parametrize("task", TASKS)
 def test_a_server_draws_from_the_seeds_that_it_is_given(slow: Transformers, servers: Servers, task: str) -> None:
     prompts, seeds = attempts(slow.tokenizer, task, 100)
-    how = Sampling(TASKS[task], temperature=1.2, top_p=0.9)
+    how = SamplingParams(TASKS[task], temperature=1.2, top_p=0.9)
     once = complete(servers, prompts, how, seeds)
     print(f"{different(once, complete(slow, prompts, how, seeds))} of 100 sampled answers differ from those of transformers")
     assert different(once, complete(slow, prompts, how, seeds)) <= 2
     four = dict(stream(servers, (Request(i, prompts[i], how, seeds[i], n=4) for i in range(25))))
     assert different([four[i][0] for i in range(25)], once[:25]) <= 1
-    stopped = Sampling(TASKS[task], stop=("+", ": "))
+    stopped = SamplingParams(TASKS[task], stop=("+", ": "))
     assert different(complete(servers, prompts, stopped, seeds), complete(slow, prompts, stopped, seeds)) <= 2
 
 
 def test_what_does_not_fit_is_refused_before_it_is_sent(slow: Transformers, servers: Servers) -> None:
     prompts, _ = attempts(slow.tokenizer, "countdown", 1)
     with pytest.raises(ValueError, match="exceed the model's context of 1024"):
-        servers.submit(Request("x", prompts[0], Sampling(1024)))
+        servers.submit(Request("x", prompts[0], SamplingParams(1024)))

@@ -15,16 +15,20 @@ import pytest
 from comparing import NEAR_TIE, attempts, different, gaps
 from safetensors.numpy import load_file
 from serving import HOST, serving
+from support import patience
 
-from r3_repro import failures
-from r3_repro.engines import Transformers
-from r3_repro.generation import Sampling, complete
-from r3_repro.runs import Run, open_run, preflight, stage_command
-from r3_repro.settings import SettingsError, find_home
-from r3_repro.vllm_engine import VLLM
+from r3_repro.config import find_home
+from r3_repro.engines.base import SamplingParams, complete
+from r3_repro.engines.hf import Transformers
+from r3_repro.engines.vllm import VLLM
+from r3_repro.mining.failures import mine
+from r3_repro.runs.launch import stage_command
+from r3_repro.runs.layout import Run, open_run
+from r3_repro.runs.preflight import preflight
+from r3_repro.utils.errors import SettingsError
 
 SCRIPT = str(Path(__file__).with_name("weights_by_file.py"))
-SETS = {"use_vllm": True, "vllm_mode": "server", "steps": 4, "kl": 0.0, "learning_rate": 1e-3, "warmup_ratio": 0.0}
+SETS = {"use_vllm": True, "vllm_mode": "server", "max_steps": 4, "beta": 0.0, "learning_rate": 1e-3, "warmup_ratio": 0.0}
 "A rate that moves the policy far in a step: weights that were not handed over would show at once."
 SAME = 1e-4  # nats; both compute in float32
 
@@ -39,7 +43,7 @@ def server(wide: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 @pytest.fixture(scope="module")
 def root(wide: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("training")
-    failures.mine(open_run("smoke", model=wide, root=str(root)))
+    mine(open_run("smoke", model=wide, root=str(root)))
     return root
 
 
@@ -50,12 +54,15 @@ def hits(server: str) -> float:
 
 
 def trained(wide: str, root: Path, server: str, arm: str, **sets: object) -> Run:
-    run = open_run("smoke", model=wide, arm=arm, root=str(root), seed=sets["processes"], vllm_server=server, **(SETS | sets))
+    run = open_run(
+        "smoke", model=wide, arm=arm, root=str(root), seed=sets["processes"], vllm_server_base_url=server, **(SETS | sets)
+    )
     preflight(run, "train")
     words = stage_command("train", run)
-    words[words.index("r3_repro.train") - 1 :] = [SCRIPT, "train", *words[words.index("r3_repro.train") + 1 :]]
+    at = words.index("r3_repro")
+    words[at - 1 : at + 1] = [SCRIPT]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(find_home())}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=500, env=env, cwd=find_home())
+    done = subprocess.run(words, capture_output=True, text=True, timeout=patience(500), env=env, cwd=find_home())
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return run
 
@@ -68,11 +75,11 @@ def test_the_server_samples_from_the_weights_that_are_trained(
 
     In `all_tokens` that holds of retries too: each was asked for with its own conversation, not with that of its group."""
     before = hits(server)
-    run = trained(wide, root, server, arm, processes=processes, micro_batch=8)
+    run = trained(wide, root, server, arm, processes=processes, per_device_train_batch_size=8)
     log = pd.read_json(run.training / "log.jsonl", lines=True)
-    print(log[["sampler_difference", "entropy", "grad_norm", "reflect_tokens", "retry_tokens"]])
+    print(log[["sampling_logp_difference", "entropy", "grad_norm", "reflect_tokens", "retry_tokens"]])
     assert log["step"].tolist() == [1, 2, 3, 4] and (log["grad_norm"] > 0).any() and (log["retry_tokens"] > 0).all()
-    assert (log["sampler_difference"] < SAME).all()
+    assert (log["sampling_logp_difference"] < SAME).all()
     a, b = load_file(Path(wide) / "model.safetensors"), load_file(run.training / "model/model.safetensors")
     assert max(float(np.abs(a[k] - b[k]).max()) for k in a) > 1e-4
     assert hits(server) > before, "prompts of a group, and conversations that go on, come from the cache"
@@ -80,8 +87,8 @@ def test_the_server_samples_from_the_weights_that_are_trained(
 
 def test_what_was_trained_is_loaded_as_it_was_saved(wide: str, root: Path, server: str) -> None:
     "The folder of a trained model, in vLLM and in transformers: the same greedy answers, and not those of before."
-    run = trained(wide, root, server, "r3", processes=1, micro_batch=8)
-    folder, how = str(run.training / "model"), Sampling(16, greedy=True)
+    run = trained(wide, root, server, "r3", processes=1, per_device_train_batch_size=8)
+    folder, how = str(run.training / "model"), SamplingParams(16, greedy=True)
     reference = Transformers.load(folder)
     prompts, seeds = attempts(reference.tokenizer, "countdown", 60)
     with contextlib.closing(VLLM.load(folder, "float32", batch=64)) as engine:
@@ -92,8 +99,8 @@ def test_what_was_trained_is_loaded_as_it_was_saved(wide: str, root: Path, serve
 
 
 def test_a_server_that_cannot_be_trained_with_is_refused_at_once(wide: str, base: str, server: str) -> None:
-    other = open_run("smoke", model=base, vllm_server=server, **SETS)
+    other = open_run("smoke", model=base, vllm_server_base_url=server, **SETS)
     with pytest.raises(SettingsError, match=r"serves .*tiny-wide, and .* is to be trained; start it as: VLLM_SERVER_DEV_MODE=1"):
         preflight(other, "train")
     with pytest.raises(SettingsError, match="no vLLM answers there"):
-        preflight(open_run("smoke", model=wide, vllm_server=f"http://{HOST}:9", **SETS), "train")
+        preflight(open_run("smoke", model=wide, vllm_server_base_url=f"http://{HOST}:9", **SETS), "train")

@@ -1,7 +1,7 @@
 """A vLLM server and a training that asks it, with weights handed over in a file where GPUs use NCCL: for test_training_server.py.
 
     python tests/on_vllm/weights_by_file.py serve [options of vLLM's server]
-    python tests/on_vllm/weights_by_file.py train [arguments of r3_repro.train]
+    python tests/on_vllm/weights_by_file.py train [arguments of r3-repro train]
 
 All but the carrier is what users run: TRL's client, its requests, vLLM's endpoints, and the loading of weights by name.
 """
@@ -77,6 +77,6 @@ if __name__ == "__main__":
         runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
     else:
         send_by_file()
-        from r3_repro.train import main
+        from r3_repro.workflow.cli import app
 
-        main(rest)
+        app([what, *rest])

@@ -47,6 +47,6 @@ def widen(
 
 
 if __name__ == "__main__":
-    from r3_repro.settings import load_profile, model_path
+    from r3_repro.config import load_profile, model_path
 
     print(widen(Path(model_path(load_profile("tiny"))), Path(sys.argv[1])))

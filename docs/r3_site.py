@@ -1,0 +1,170 @@
+"""What the docs site adds to Sphinx and MyST-NB: nbdev's directives, links to files of the repository, a list of all modules."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from markdown_it import MarkdownIt
+from pygments.lexers import guess_lexer_for_filename
+from pygments.util import ClassNotFound
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+HOME = Path(__file__).resolve().parents[1]
+PACKAGES = [
+    "tasks",
+    "mining",
+    "training",
+    "evaluation",
+    "engines",
+    "runs",
+    "planning",
+    "analysis",
+    "reporting",
+    "utils",
+    "workflow",
+]
+DIRECTIVE = re.compile(r"^#\|[ \t]*(\w+)[ \t]*:?[ \t]*(.*)\n?", re.M)
+MARKDOWN = MarkdownIt("commonmark").enable("table")
+Page = tuple[str, dict[str, Any], str]  # name, context and template of a page that is made from no document
+
+
+def anchor(heading: str) -> str:
+    "The anchor of a heading as Jupyter makes it."
+    return heading.strip().replace(" ", "-")
+
+
+def only_imports(source: str) -> bool:
+    "Whether a cell does nothing but import."
+    try:
+        return all(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(source).body)
+    except SyntaxError:  # a magic
+        return False
+
+
+def prepare(cell: dict[str, Any]) -> bool:
+    "Turn the nbdev directives of a code cell into tags; whether the page shows the cell."
+    source = "".join(cell["source"])
+    directives, cell["source"] = dict(DIRECTIVE.findall(source)), DIRECTIVE.sub("", source).strip("\n")
+    tags = cell["metadata"].setdefault("tags", [])
+    if directives.keys() & {"export", "exports", "exporti"}:
+        tags.append("exported")
+        cell["outputs"] = [o for o in cell["outputs"] if o["output_type"] != "execute_result"]  # the docstring of a constant
+    if directives.get("echo") == "false":
+        tags.append("remove-input")
+    elif only_imports(cell["source"]):
+        tags.append("hide-input")
+    return bool(cell["source"]) and "hide" not in directives
+
+
+def by_caption(docs: set[str]) -> dict[str, list[str]]:
+    "The pages in the order of the side bar, by caption."
+    found = {name: [] for name in ("chapters", *PACKAGES, "settings, data, arms", "details")}  # type: dict[str, list[str]]
+    for doc in sorted(docs - {"index"}, key=lambda d: (not d.endswith("/base"), d)):
+        top = "chapters" if doc[:2].isdigit() else "details" if doc == "details" else "settings, data, arms"
+        found[doc.partition("/")[0] if "/" in doc else top].append(doc)
+    return {name.capitalize(): pages for name, pages in found.items() if pages}
+
+
+def read_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
+    "Prepare one notebook for MyST-NB; the front page also holds the contents of the side bar."
+    notebook = json.loads(source[0])
+    notebook["cells"] = [cell for cell in notebook["cells"] if cell["cell_type"] != "code" or prepare(cell)]
+    if docname == "index":
+        parts = {"Start": ["Front page <self>"], **by_caption(app.env.found_docs)}
+        trees = ["\n".join(["```{toctree}", ":hidden:", f":caption: {name}", "", *parts[name], "```", ""]) for name in parts]
+        notebook["cells"].append({"cell_type": "markdown", "id": "contents", "metadata": {}, "source": "\n".join(trees)})
+    source[0] = json.dumps(notebook)
+
+
+def link_files(app: Sphinx, doctree: nodes.document) -> None:
+    "Point links to files and folders outside nbs/ to pages that show them; MyST warns of what leads nowhere."
+    here = app.env.docname
+    for node in list(doctree.findall(lambda n: isinstance(n, addnodes.download_reference | addnodes.pending_xref))):
+        target = node["reftarget"] + (".md" if node["reftarget"].startswith("/") else "")  # MyST takes a table for a document
+        path = Path(app.srcdir, here).parent.joinpath(target).resolve()
+        if node.get("reftype") != "myst" or not path.exists() or not path.is_relative_to(HOME):
+            continue
+        to = app.builder.get_relative_uri(here, f"files/{path.relative_to(HOME)}")
+        if test := node.astext().partition("::")[2]:  # the label of a test: FILE::NAME
+            to += f"#{test}"
+            if not re.search(rf"^def {test}\(", path.read_text(), re.M):
+                logging.getLogger(__name__).warning("%s has no %s", path.relative_to(HOME), test, location=node)
+        app.env.r3_files.add(path)
+        node.replace_self(nodes.reference("", "", *node.children, refuri=to, internal=True))
+
+
+def source_html(app: Sphinx, path: Path) -> str:
+    "A text file in colours; in Python each function has its name as anchor."
+    text = path.read_text()
+    try:
+        language = guess_lexer_for_filename(path.name, text).aliases[0]
+    except ClassNotFound:
+        language = "text"
+    html = app.builder.highlighter.highlight_block(text, language, force=True, lineanchors="line")  # type: ignore[attr-defined]
+    for node in ast.walk(ast.parse(text)) if path.suffix == ".py" else []:
+        if isinstance(node, ast.FunctionDef):
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            html = html.replace(f'<a id="line-{first}"', f'<a id="{node.name}"', 1)
+    return html
+
+
+def folder_html(app: Sphinx, folder: Path) -> str:
+    "The files of a folder, with links to those that the site shows."
+    items = []
+    for file in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        name = f"<code>{escape(str(file.relative_to(folder)))}</code>"
+        to = app.builder.get_relative_uri(*(f"files/{p.relative_to(HOME)}" for p in (folder, file)))
+        items.append(f'<li><a href="{to}">{name}</a></li>' if file in app.env.r3_files else f"<li>{name}</li>")
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def file_pages(app: Sphinx) -> Iterator[Page]:
+    "A page for every file and folder that a notebook links to, and for every test."
+    app.env.r3_files |= {HOME / "tests", *(HOME / "tests").rglob("*.py")}
+    for path in sorted(app.env.r3_files):
+        if path.suffix == ".md":
+            body = MARKDOWN.render(path.read_text())
+        else:
+            body = folder_html(app, path) if path.is_dir() else source_html(app, path)
+        name = str(path.relative_to(HOME))
+        yield f"files/{name}", {"title": name, "body": f"<h1>{escape(name)}</h1>{body}"}, "page.html"
+
+
+def definitions(file: Path) -> Iterator[str]:
+    "Every public function and class of a module with the first line of its docstring, from the source alone."
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            arguments = f"({ast.unparse(node.args)})" if isinstance(node, ast.FunctionDef) else ""
+            summary = MARKDOWN.renderInline((ast.get_docstring(node) or "").partition("\n")[0])
+            yield f"<dt><code><b>{node.name}</b>{escape(arguments)}</code></dt><dd>{summary}</dd>"
+
+
+def module_page(app: Sphinx) -> Iterator[Page]:
+    "One page with what each notebook exports, by package."
+    contents, sections = "", ""
+    for caption, docs in by_caption(app.env.found_docs).items():
+        files = {doc.replace("/", "."): (doc, file) for doc in docs if (file := HOME / "r3_repro" / f"{doc}.py").is_file()}
+        links = [f'<a href="#{module}"><code>{module.partition(".")[2] or module}</code></a>' for module in files]
+        contents += f"<li>{caption}: {', '.join(links)}</li>" if links else ""
+        for module, (doc, file) in files.items():
+            notebook = f'<a href="{app.builder.get_relative_uri("modules", doc)}">{escape(app.env.titles[doc].astext())}</a>'
+            listed = f"<h2>r3_repro.{module}</h2><p>{notebook}</p><dl>{''.join(definitions(file))}</dl>"
+            sections += f'<section id="{module}">{listed}</section>'
+    yield "modules", {"title": "Modules", "body": f"<h1>Modules</h1><ul>{contents}</ul>{sections}"}, "page.html"
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    "Connect all this with Sphinx."
+    app.connect("builder-inited", lambda app: vars(app.env).setdefault("r3_files", set()))
+    app.connect("source-read", read_notebook)
+    app.connect("doctree-read", link_files, priority=400)  # before Sphinx collects the files as downloads
+    app.connect("html-collect-pages", file_pages)
+    app.connect("html-collect-pages", module_page)
+    return {"parallel_read_safe": False, "parallel_write_safe": True}

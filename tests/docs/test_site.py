@@ -1,0 +1,215 @@
+"""The docs site builds without a warning, and every link of it leads somewhere."""
+
+import os
+import re
+import subprocess
+import sys
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import nbformat
+import pytest
+from support import NOTEBOOKS, REPOSITORY, patience
+
+new = nbformat.v4
+CAPTIONS = ["Start", "Chapters", "Tasks", "Mining", "Training", "Evaluation", "Engines", "Runs", "Planning", "Analysis"]
+CAPTIONS += ["Reporting", "Utils", "Workflow", "Settings, data, arms", "Details", "Reference"]
+
+
+def build(source: Path, out: Path) -> subprocess.CompletedProcess:
+    "Build the site of a folder of notebooks into `out`/html, as `make docs` does."
+    sphinx = [sys.executable, "-m", "sphinx", "-q", "-E", "-W", "--keep-going", "-d", str(out / "trees")]
+    command = [*sphinx, "-c", str(REPOSITORY / "docs"), str(source), str(out / "html")]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=patience(300))
+
+
+class Page(HTMLParser):
+    "What a page links to, what it loads, and its anchors."
+
+    def __init__(self, file: Path):
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(file.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.anchors |= {value for key in ("id", "name") if (value := found.get(key))}
+        if tag == "a" and (link := found.get("href")):
+            self.links.append(link)
+        elif load := found.get("src") or (found.get("href") if tag == "link" else None):
+            self.loads.append(load)
+
+
+# ── The whole site ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    done = build(REPOSITORY / "nbs", out)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, (done.stdout + done.stderr)[-4000:]
+    return out / "html"
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, Page]:
+    return {file: Page(file) for file in site.rglob("*.html")}
+
+
+def page_of(site: Path, notebook: Path) -> Path:
+    return (site / notebook.relative_to(REPOSITORY / "nbs")).with_suffix(".html")
+
+
+def title_of(notebook: Path) -> str:
+    found = re.match(r"# (.+)\n+> .+", nbformat.read(notebook, 4).cells[0].source)
+    assert found, f"{notebook} does not open with a title and a subtitle"
+    return found[1].replace("`", "")
+
+
+def test_every_notebook_is_a_page(site: Path) -> None:
+    for notebook in NOTEBOOKS:
+        title = re.search(r"<title>(.+?)</title>", page_of(site, notebook).read_text())
+        shown = unescape(title[1]).replace("’", "'") if title else ""
+        assert shown == ("r3_repro" if notebook.stem == "index" else f"{title_of(notebook)} - r3_repro"), notebook
+
+
+def test_the_side_bar_groups_the_notebooks_by_package(site: Path) -> None:
+    side = (site / "index.html").read_text().partition('class="sidebar-tree"')[2].partition("</aside>")[0]
+    assert re.findall(r'class="caption-text">([^<]+)<', side) == CAPTIONS
+    for notebook in NOTEBOOKS:
+        link = "#" if notebook.stem == "index" else str(page_of(site, notebook).relative_to(site))
+        assert f'href="{link}"' in side, notebook
+
+
+def test_pages_show_no_directives_and_no_place_on_this_machine(site: Path) -> None:
+    for notebook in NOTEBOOKS:
+        page = page_of(site, notebook).read_text()
+        assert "#| export" not in page and "#| default_exp" not in page and f"{REPOSITORY}/" not in page, notebook
+
+
+def test_formulas_are_there_for_mathjax(site: Path) -> None:
+    train = (site / "03_train.html").read_text()
+    assert r"\mathcal" in train and "mathjax" in train.lower()
+
+
+def test_every_link_leads_to_a_page_and_its_anchor(site: Path, pages: dict[Path, Page]) -> None:
+    checked, dead = 0, []
+    for file, page in pages.items():
+        for link in (link for link in page.links + page.loads if not re.match(r"[a-z]+:|//", link)):
+            path, fragment = urldefrag(link)
+            to = (file.parent / unquote(path.partition("?")[0])).resolve() if path else file
+            checked += 1
+            if not to.is_file() or (fragment and to in pages and unquote(fragment) not in pages[to].anchors):
+                dead.append((str(file.relative_to(site)), link))
+    assert not dead and checked > 1000, dead[:20]
+
+
+def test_pages_ask_no_other_host_but_for_formulas(site: Path, pages: dict[Path, Page]) -> None:
+    local = (site / "_static/mathjax/tex-chtml.js").is_file()
+    for file, page in pages.items():
+        outside = {load for load in page.loads if re.match(r"[a-z]+:|//", load) and not load.startswith("data:")}
+        assert not {load for load in outside if local or "/mathjax@3/" not in load}, file
+
+
+def test_a_test_can_be_linked_to(site: Path, pages: dict[Path, Page]) -> None:
+    here = Path(__file__)
+    page = pages[site / "files" / f"{here.relative_to(REPOSITORY)}.html"]
+    assert {"test_a_test_can_be_linked_to", "page_of", "line-1"} <= page.anchors
+    details = Page(site / "details.html").links
+    assert sum(link.startswith("files/tests/") and "#test_" in link for link in details) > 20
+
+
+def test_a_table_of_the_results_is_a_page(site: Path) -> None:
+    page = (site / "files/results/studies/tiny/countdown/tiny-base/tables/verdicts.md.html").read_text()
+    assert "<table>" in page and "<td>C1</td>" in page
+
+
+def test_a_folder_is_a_list_of_its_files(site: Path) -> None:
+    page = (site / "files/tests.html").read_text()
+    assert '<a href="tests/docs/test_site.py.html"><code>docs/test_site.py</code></a>' in page
+
+
+def test_modules_page_names_what_is_exported(site: Path) -> None:
+    page = (site / "modules.html").read_text()
+    for name in ("r3_repro.tasks.base", "get_task", "r3_repro.training.trainer", "R3Trainer", "wilson"):
+        assert name in page
+    for file in (REPOSITORY / "r3_repro").rglob("*.py"):
+        if "# AUTOGENERATED" in file.read_text()[:200] and file.name != "_modidx.py":
+            module = ".".join(file.relative_to(REPOSITORY).with_suffix("").parts)
+            assert f"<h2>{module}</h2>" in page, module
+
+
+# ── A site of one page ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def one_page(folder: Path, *cells: nbformat.NotebookNode) -> subprocess.CompletedProcess:
+    "Build a site of a front page that holds these cells."
+    title = new.new_markdown_cell("# Title\n\n> Subtitle")
+    (folder / "nbs").mkdir()
+    python = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+    nbformat.write(new.new_notebook(cells=[title, *cells], metadata=python), folder / "nbs/index.ipynb")
+    return build(folder / "nbs", folder)
+
+
+def code(source: str, *outputs: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    return new.new_code_cell(source, outputs=list(outputs), execution_count=1 if outputs else None)
+
+
+def markdown_output(text: str) -> nbformat.NotebookNode:
+    return new.new_output("display_data", {"text/markdown": text, "text/plain": "<Markdown>"})
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    "A front page with every kind of cell."
+    folder = tmp_path_factory.mktemp("small")
+    result = new.new_output("execute_result", {"text/plain": "'a docstring'"}, execution_count=1)
+    done = one_page(
+        folder,
+        code("#| default_exp nowhere"),
+        code("#| hide\nhidden_cell = 1"),
+        code("#| echo: false\nsilent_cell = 1", markdown_output("## Made\n\nsee [Title](#Title)")),
+        code("#| export\nimport folded_module"),
+        code('#| export\nEXPORTED = 1\n"a docstring"', result),
+        code("PLAIN = 1", result),
+        new.new_markdown_cell("```text\n[x](no_such.ipynb)\n```\n\nand `[x](no_such.ipynb)`"),
+    )
+    assert done.returncode == 0, done.stderr
+    return (folder / "html/index.html").read_text()
+
+
+def test_what_directives_do(small: str) -> None:
+    assert not [text for text in ("hidden_cell", "silent_cell", "nowhere", "#| ") if text in small]
+    folded = re.search(r'<details class="[^"]*hide[^"]*">.*?</details>', small, re.S)
+    assert folded and "folded_module" in folded[0] and "EXPORTED" not in folded[0]
+    assert len(re.findall(r'<div class="[^"]*tag_exported[^"]*"', small)) == 2
+    assert small.count("a docstring") == 2  # in the exported source, and as the result of the other cell
+
+
+def test_title_and_outputs_are_part_of_the_text(small: str) -> None:
+    assert re.search(r"</h1>\s*<blockquote>\s*(<div>)?<p>Subtitle</p>", small)
+    assert 'href="#title"' in small.partition("Made</p>")[2]
+
+
+def test_links_in_code_are_left_alone(small: str) -> None:
+    assert small.count("no_such.ipynb") == 2 and not re.search(r'href="[^"]*no_such', small)
+
+
+def test_a_link_to_nothing_fails(tmp_path: Path) -> None:
+    "In text and in outputs: a page, a section, a file, a test."
+    here = os.path.relpath(__file__, tmp_path / "nbs")
+    named = {
+        "no_such.ipynb": "[this](no_such.ipynb)",
+        "No-such-section": "[this](index.ipynb#No-such-section)",
+        "no_such_file": "[this](../no_such_file.csv)",
+        "test_no_such": f"[test_site.py::test_no_such]({here})",
+    }
+    cells = [cell for link in named.values() for cell in (new.new_markdown_cell(link), code("1", markdown_output(link)))]
+    done = one_page(tmp_path, *cells)
+    assert done.returncode != 0
+    for name in named:
+        assert sum(name in line for line in done.stderr.splitlines()) == 2, (name, done.stderr)

@@ -1,0 +1,256 @@
+"""Benchmarks: the small suite end to end, what the model really sees, and that unlike results are refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support import patience
+
+from r3_repro.analysis.forgetting import by_arm, compare_items, load_results
+from r3_repro.evaluation.benchmarks import PROTOCOL, as_lm, graded_item, load_tasks, run_benchmarks
+from r3_repro.runs.layout import Run, open_run
+from r3_repro.tasks.benchmark_suites import suite_of
+from r3_repro.tasks.toy_skills import SKILLS
+
+LIMIT = 12
+ROLES = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+TEMPLATES = {
+    "with BOS": "<|bos|>" + ROLES + "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    "without BOS": ROLES + "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    "ends in a line break": ROLES + "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+}
+
+
+def random_model(folder: Path, seed: int = 0, template: str = "with BOS", adds_bos: bool = True) -> Path:
+    """A random Llama with a byte-level tokenizer that, unlike most, also writes a BOS of its own."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<|pad|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({t: i for i, t in enumerate(special + letters)}, []))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    raw.add_special_tokens(special)
+    if adds_bos:
+        raw.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<|pad|>", bos_token="<|bos|>", eos_token="<|end|>", padding_side="left"
+    )
+    tokenizer.chat_template = TEMPLATES[template]
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def small_run(root: Path, **settings) -> Run:
+    model = random_model(root / "random-llama")
+    settings = {"forgetting_limit": LIMIT, "forgetting_suite": "tiny"} | settings
+    return open_run("tiny", model=str(model), root=str(root), **settings)
+
+
+def add_trained(run: Run, name: str, seed: int | None) -> Path:
+    """A trained model of the run: a copy of the base (seed None), or other random weights."""
+    folder = run.model_dir / "training" / name / "model"
+    if seed is None:
+        shutil.copytree(run.root / "random-llama", folder)
+    else:
+        random_model(folder, seed)
+    (folder.parent / "manifest.json").write_text("{}")  # written last: this training has ended
+    return folder
+
+
+@pytest.fixture(scope="module")
+def examined(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with a base, an exact copy of it as `r3`, and other weights as `random_reward`, all examined."""
+    run = small_run(tmp_path_factory.mktemp("forgetting"))
+    add_trained(run, "r3-seed0", None)
+    add_trained(run, "random_reward-seed3", 5)
+    assert run_benchmarks(run) == ["vanilla", "r3-seed0", "random_reward-seed3"]
+    return run
+
+
+def answering(known: dict[str, tuple[str, str]], right: bool):
+    """An lm-eval model that knows the answers: gives each right, or each wrong."""
+    from lm_eval.api.model import LM
+
+    class Oracle(LM):
+        tokenizer_name = "oracle"
+
+        def apply_chat_template(self, chat_history, add_generation_prompt=True):
+            assert [m["role"] for m in chat_history] == ["user"] and add_generation_prompt
+            return chat_history[0]["content"]
+
+        def chat_template(self, chat_template=False):
+            return ""
+
+        def loglikelihood(self, requests):
+            chosen = [(known[question][0] == choice) == right for question, choice in (r.args for r in requests)]
+            return [(0.0 if c else -50.0, False) for c in chosen]
+
+        def generate_until(self, requests):
+            return [known[q][1] if right else known[q][1] + "0" for q, _ in (r.args for r in requests)]
+
+        def loglikelihood_rolling(self, requests):
+            raise NotImplementedError
+
+    return Oracle()
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_who_knows_the_answers_gets_everything_right_and_the_opposite_nothing(tmp_path: Path, right: bool) -> None:
+    import lm_eval
+
+    suite = suite_of("tiny")
+    items = [item for skill in SKILLS.values() for item in skill.items("test")]
+    known = {i.question: (i.answer, i.response or i.answer) for i in items}
+    tasks, manager = load_tasks(suite, tmp_path)
+    report = lm_eval.simple_evaluate(answering(known, right), tasks=tasks, task_manager=manager, **PROTOCOL)
+    scores = {b.name: graded_item(b, report) for b in suite}
+    assert {name: s["value"] for name, s in scores.items()} == dict.fromkeys(scores, float(right))
+    assert all(s["n"] >= 250 and s["correct"] == str(int(right)) * s["n"] for s in scores.values())
+    assert all(e["ok"] == right for s in scores.values() for e in s["examples"])
+
+
+def test_results_have_every_item_and_every_hash(examined: Run) -> None:
+    results = load_results(examined.model_dir / "forgetting")
+    assert list(results) == ["vanilla", "r3-seed0", "random_reward-seed3"]
+    for name, result in results.items():
+        assert set(result["tasks"]) == set(SKILLS) and result["lm_eval_version"] == "0.4.13"
+        assert set(result["hashes"]) == {"model", "protocol", "chat_template", "items"}
+        for score in result["tasks"].values():
+            assert score["n"] == len(score["correct"]) == LIMIT
+            assert {"metric", "stderr", "config", "items"} <= set(score)
+            assert score["value"] == pytest.approx(score["correct"].count("1") / LIMIT)
+        manifest = json.loads((examined.model_dir / "forgetting" / f"{name}.manifest.json").read_text())
+        assert manifest["stage"] == "forgetting" and manifest["hashes"] == result["hashes"]
+        assert (manifest["arm"], manifest["seed"]) == (result["arm"], result["seed"])
+    models = [r["hashes"]["model"] for r in results.values()]
+    assert models[0] == models[1] != models[2]
+
+
+def test_the_same_weights_differ_nowhere_and_others_do(examined: Run) -> None:
+    results = load_results(examined.model_dir / "forgetting")
+    same = compare_items(results["vanilla"], results["r3-seed0"])
+    assert (same[["difference", "gained", "lost"]] == 0).all(axis=None) and (same.p == 1).all()
+    other = compare_items(results["vanilla"], results["random_reward-seed3"])
+    assert (other.gained + other.lost).sum() > 0
+    assert ((other.low <= other.difference) & (other.difference <= other.high)).all()
+
+
+def test_finished_work_is_kept_and_changed_weights_are_examined_again(examined: Run, tmp_path: Path) -> None:
+    run = replace(examined, root=tmp_path)
+    shutil.copytree(examined.root, tmp_path, dirs_exist_ok=True)
+    files = {f.name: f for f in (run.model_dir / "forgetting").glob("*.json")}
+    stamps = {name: f.stat().st_mtime_ns for name, f in files.items()}
+    run_benchmarks(run)
+    assert {name: f.stat().st_mtime_ns for name, f in files.items()} == stamps
+    random_model(run.model_dir / "training/random_reward-seed3/model", seed=6)
+    run_benchmarks(run)
+    changed = {name for name, f in files.items() if f.stat().st_mtime_ns != stamps[name]}
+    assert changed == {"random_reward-seed3.json", "random_reward-seed3.manifest.json"}
+
+
+def test_a_lost_manifest_is_made_again(examined: Run, tmp_path: Path) -> None:
+    "A process killed between a result and its manifest must not leave a result that never gets one."
+    run = replace(examined, root=tmp_path)
+    shutil.copytree(examined.root, tmp_path, dirs_exist_ok=True)
+    folder = run.model_dir / "forgetting"
+    before = json.loads((folder / "vanilla.manifest.json").read_text())["hashes"]
+    (folder / "vanilla.manifest.json").unlink()
+    kept = (folder / "r3-seed0.json").stat().st_mtime_ns
+    run_benchmarks(run)
+    assert json.loads((folder / "vanilla.manifest.json").read_text())["hashes"] == before
+    assert (folder / "r3-seed0.json").stat().st_mtime_ns == kept
+
+
+def test_a_training_without_manifest_is_not_examined(examined: Run, tmp_path: Path) -> None:
+    "Weights that lie there because a process was killed while it saved them are no result of any training."
+    run = replace(examined, root=tmp_path)
+    shutil.copytree(examined.root, tmp_path, dirs_exist_ok=True)
+    add_trained(run, "r3-seed7", 7)
+    (run.model_dir / "training/r3-seed7/manifest.json").unlink()
+    assert run_benchmarks(run) == ["vanilla", "r3-seed0", "random_reward-seed3"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("protocol", "other"), ("chat_template", "other"), ("items", "other"), ("config", "other")]
+)
+def test_unlike_examinations_are_refused(examined: Run, key: str, value: str) -> None:
+    results = load_results(examined.model_dir / "forgetting")
+    after = results["r3-seed0"]
+    (after["tasks"]["geography"] if key == "config" else after["hashes"])[key] = value
+    with pytest.raises(ValueError, match=r"examined alike|configured differently"):
+        by_arm(results)
+
+
+@pytest.mark.parametrize("template", list(TEMPLATES))
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_lm_eval_sees_exactly_the_tokens_of_the_chat_template(tmp_path: Path, template: str, adds_bos: bool) -> None:
+    lm = as_lm(str(random_model(tmp_path, template=template, adds_bos=adds_bos)), "float32", 4)
+    question = [{"role": "user", "content": "What is the capital of Peru?"}]
+    wanted = lm.tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=True, return_dict=False)
+    prompt = lm.apply_chat_template(question)
+    assert lm.tok_batch_encode([prompt, prompt])[0].tolist() == [wanted, wanted]
+    context, choice = lm._encode_pair(prompt, "Lima")
+    full = [*question, {"role": "assistant", "content": "Lima"}]
+    answered = lm.tokenizer.apply_chat_template(full, tokenize=True, return_dict=False)
+    if template != "ends in a line break":  # this template writes the answer without the line break
+        assert context + choice == answered[: len(context + choice)]
+    assert context + choice == wanted + lm.tokenizer.encode("Lima", add_special_tokens=False)
+    assert (context + choice).count(lm.tokenizer.bos_token_id) == (1 if template == "with BOS" else 0)
+
+
+def test_the_likelihood_of_a_choice_is_that_of_its_tokens_after_the_question(tmp_path: Path) -> None:
+    import torch
+    from lm_eval.api.instance import Instance
+
+    lm = as_lm(str(random_model(tmp_path)), "float32", 8)
+    asked = ("Peru?", "What is the capital of Peru?")
+    prompts = [lm.apply_chat_template([{"role": "user", "content": q}]) for q in asked]
+    pairs = [(prompt, choice) for prompt in prompts for choice in ("Lima", "Rome", "by the sea")]
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    for (prompt, choice), (got, _) in zip(pairs, lm.loglikelihood(requests, disable_tqdm=True), strict=True):
+        before, after = (lm.tokenizer.encode(t, add_special_tokens=False) for t in (prompt, choice))
+        with torch.no_grad():
+            logp = lm.model(torch.tensor([before + after])).logits[0].log_softmax(-1)
+        wanted = sum(logp[len(before) - 1 + i, token].item() for i, token in enumerate(after))
+        assert got == pytest.approx(wanted, abs=1e-4)
+
+
+NO_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "transformers", "lm_eval", "trl", "datasets"}:
+            raise ImportError(f"{name} must not be needed")
+sys.meta_path.insert(0, Refuse())
+from r3_repro.analysis.forgetting import make_forgetting
+print(len(make_forgetting(sys.argv[1])["by_arm"]))
+"""
+
+
+@pytest.mark.slow
+def test_the_published_benchmarks_are_lm_evals_own_and_fail_early_without_a_network(tmp_path: Path) -> None:
+    code = (
+        "import lm_eval.tasks\nfrom pathlib import Path\nfrom r3_repro.evaluation.benchmarks import load_tasks\n"
+        "from r3_repro.tasks.benchmark_suites import BENCHMARK_SUITES\n"
+        "once = lm_eval.tasks.TaskManager()\nlm_eval.tasks.TaskManager = lambda *a, **k: once\n"  # it reads ten thousand files
+        "print([b.task in once.all_tasks for b in BENCHMARK_SUITES['paper']])\n"
+        f"load_tasks(BENCHMARK_SUITES['paper'], Path({str(tmp_path)!r}))"
+    )
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patience(300), env=env)
+    assert done.stdout.strip() == "[True, True, True, True]" and done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "SettingsError: benchmark MMLU-Pro" in last and "HF_HOME" in last and "forgetting_suite" in last

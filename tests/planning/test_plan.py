@@ -1,0 +1,214 @@
+"""The command that plans a run: every preset fits, what does not fit is refused with a remedy that works, nothing is guessed."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from huggingface_hub import constants
+from support import REPOSITORY
+from typer.testing import CliRunner
+
+from r3_repro.config import find_home, inconsistencies, load_profile, model_path
+from r3_repro.planning.memory import H100, Lengths, generation_problems, lengths_of, remedies, training_problems, vllm_context
+from r3_repro.planning.models import MODELS, contamination, parameters, shape_of
+from r3_repro.runs.launch import stage_command
+from r3_repro.runs.layout import open_run
+from r3_repro.utils.errors import SettingsError
+from r3_repro.workflow.cli import app
+
+TRAINED = [(m.name, task) for m in MODELS.values() if m.trained and m.shape for task in m.tasks]
+EVALUATED = [(m.name, task) for m in MODELS.values() if not m.trained and m.shape for task in m.tasks]
+UNKNOWN = [m.name for m in MODELS.values() if m.shape is None]
+
+
+def said(*args: str) -> tuple[int, str, str]:
+    "Exit code, output and refusal of the command."
+    done = CliRunner().invoke(app, ["plan", *args])
+    if isinstance(done.exception, Exception):
+        raise done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+# ── Presets ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("model", "task"), TRAINED)
+def test_every_trained_model_plans_for_its_gpus(model: str, task: str) -> None:
+    p = load_profile("paper", task=task, model=model)
+    accumulation, rest = divmod(256, p.per_device_train_batch_size * p.processes)
+    assert p.batch_size == 256 and rest == 0 and accumulation >= 1 and 256 % p.num_generations == 0
+    assert 4 <= p.processes <= 8, "published: 4 to 8 H100 a model"
+    assert p.use_vllm and p.vllm_mode == "colocate" and p.tensor_parallel_size == 1
+    code, out, err = said("--profile", "paper", "--model", model, "--task", task)
+    assert (code, err) == (0, "")
+    rows = p.per_device_train_batch_size
+    assert f"per_device_train_batch_size {rows} x accumulation {accumulation} x processes {p.processes}" in out
+    for what in ("optimiser", "gradients", "reference", "vLLM's share", "activations"):
+        assert what in out
+    for what in ("mining", "training", "evaluation", "GPU hours"):
+        assert what in out
+    assert all(stage in out for stage in ("reflect ", "retry ", "verify ", "update ")) and "Assumed, not measured" in out
+
+
+@pytest.mark.parametrize(("model", "task"), EVALUATED)
+def test_every_baseline_plans_for_evaluation_alone(model: str, task: str) -> None:
+    p = load_profile("paper", task=task, model=model)
+    assert p.tensor_parallel_size > 1 and MODELS[model].shape.heads % p.tensor_parallel_size == 0  # type: ignore[union-attr]
+    code, out, err = said("--model", model, "--task", task)
+    assert (code, err) == (0, "") and "optimiser" not in out and "evaluation, 1 model" in out
+    code, _, err = said("--model", model, "--task", task, "--set", "tensor_parallel_size=1", "--gpu-memory", "60")
+    assert code == 2 and f"--set tensor_parallel_size={p.tensor_parallel_size}" in err
+
+
+def test_every_model_with_a_section_is_known_and_the_other_way_round() -> None:
+    sections = re.findall(r"^\[paper\.(.+/.+?)\]", (REPOSITORY / "settings.ini").read_text(), re.M)
+    assert sorted(sections) == sorted(m.name for m in MODELS.values() if m.shape)
+
+
+@pytest.mark.parametrize(("table", "task"), [("table1_apigen", "function_calling"), ("table2_countdown", "countdown")])
+def test_the_models_of_the_published_tables_are_there(table: str, task: str) -> None:
+    def plain(name: str) -> str:
+        return re.sub(r"[ -]|\(.*\)|instruct", "", name.lower())
+
+    ours = {plain(m.name.split("/")[-1]): m for m in MODELS.values() if task in m.tasks}
+    rows = pd.read_csv(REPOSITORY / f"results/published/{table}.csv")["model"].unique()
+    single = [r for r in rows if "," not in r]
+    assert len(single) >= 4
+    for row in single:
+        assert ours[plain(row)].trained == ("not trained" not in row)
+    for row in set(rows) - set(single):  # several in one row: each is named in it
+        assert any(plain(name) in plain(row.replace("(", " ").replace("/", " Qwen-2.5-")) for name in ours), row
+
+
+# ── What does not fit ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--model", "Qwen/Qwen2.5-7B-Instruct", "--set", "sharding=none"),
+        ("--model", "Qwen/Qwen2.5-3B-Instruct", "--set", "processes=1", "--set", "sharding=none"),
+        ("--model", "Qwen/Qwen2.5-1.5B-Instruct", "--set", "per_device_train_batch_size=64"),
+        ("--model", "Qwen/Qwen2.5-7B-Instruct", "--set", "vllm_gpu_memory_utilization=0.15"),
+        ("--model", "Qwen/Qwen2.5-1.5B-Instruct", "--gpu-memory", "39"),
+    ],
+)
+def test_a_refusal_names_settings_that_do_fit(args: tuple[str, ...]) -> None:
+    code, out, err = said(*args)
+    assert code == 2 and "memory of a GPU" in out and err.startswith("r3_repro: ")
+    ways = err.split("it would fit with any of these: ")[1].splitlines()[0].split("; ")
+    assert ways
+    for way in ways:
+        assert said(*args, *way.split())[0] == 0, way
+
+
+def test_where_nothing_helps_the_refusal_says_so() -> None:
+    code, _, err = said("--model", "Qwen/Qwen2.5-7B-Instruct", "--gpu-memory", "8")
+    assert code == 2 and "take GPUs with more memory" in err and "gpu_memory_utilization" in err
+
+
+def test_a_context_that_is_too_short_is_refused() -> None:
+    p = load_profile("paper", max_answer_tokens=20000)
+    found = training_problems(p, shape_of(p.model), lengths_of(p), H100)
+    assert any("the context of" in x and "max_answer_tokens" in x for x in found)
+
+
+def test_remedies_are_possible_profiles() -> None:
+    p = load_profile("paper", model="Qwen/Qwen2.5-7B-Instruct", sharding="none", processes=1)
+    s, tok = shape_of(p.model), lengths_of(p)
+    found = remedies(p, s, tok, H100)
+    assert found and all(not inconsistencies(p.model_copy(update=way)) for way in found)
+
+
+def test_heads_must_be_divisible() -> None:
+    p = load_profile("paper", model="Qwen/Qwen2.5-7B-Instruct", tensor_parallel_size=8)  # it has 28 heads
+    (found,) = generation_problems(p, shape_of(p.model), H100)
+    assert "[1, 2, 4]" in found
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said_"),
+    [
+        ("max_stepps=3", "did you mean 'max_steps'"),
+        ("sharding=fsdp2 processes=1", "sharding = 'fsdp2'"),
+        ("per_device_train_batch_size=60", "not divisible"),
+    ],
+)
+def test_wrong_settings_are_refused_as_everywhere(wrong: str, said_: str) -> None:
+    sets = [x for pair in wrong.split() for x in ("--set", pair)]
+    code, out, err = said(*sets)
+    assert (code, out) == (2, "") and said_ in err
+
+
+# ── Other models ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("model", UNKNOWN)
+def test_what_is_not_known_of_a_model_is_not_guessed(model: str) -> None:
+    code, out, err = said("--model", model)
+    assert (code, out) == (2, "") and "nothing can be planned" in err and model in err
+
+
+def test_a_model_that_nobody_has_is_refused_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    code, out, err = said("--model", "Qwen/Qwen2.5-7B-Instrukt")
+    assert (code, out) == (2, "") and "Did you mean 'Qwen/Qwen2.5-7B-Instruct'?" in err
+
+
+def test_a_configuration_in_a_folder_is_enough(tmp_path: Path) -> None:
+    base = Path(model_path(load_profile("tiny")))
+    shutil.copyfile(base / "config.json", tmp_path / "config.json")
+    code, out, err = said("--profile", "tiny", "--model", str(tmp_path))
+    assert (code, err) == (0, "") and "contamination" in out.lower() and "unknown" in out
+    counted = json.loads((tmp_path / "config.json").read_text())
+    shape = shape_of(str(tmp_path))
+    assert shape.hidden == counted["hidden_size"] and parameters(shape) == shape.counted > 0
+    code, _, err = said("--profile", "tiny", "--model", str(tmp_path), "--gpu-memory", "0.5")
+    assert code == 2 and "there are 0.5" in err
+
+
+# ── The rule against contamination ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_late_model_is_warned_of_and_not_refused() -> None:
+    code, out, _ = said("--model", "meta-llama/Llama-3.1-8B-Instruct", "--task", "function_calling")
+    assert code == 0 and "WARNING, contamination: late" in out and "23 July 2024" in out
+    code, out, _ = said("--model", "meta-llama/Llama-3.1-8B-Instruct", "--task", "countdown")
+    assert code == 0 and "WARNING" not in out and "Contamination: ok" in out
+    assert contamination("Palmyra 1.7B", "countdown")[0] == "unknown"
+
+
+# ── What the rest of the package takes from a preset ───────────────────────────────────────────────────────────────
+
+
+def test_a_stage_is_launched_with_the_presets_of_its_model() -> None:
+    "Also where a value of the command line is the profile's own and the model's section says something else."
+    plain = stage_command("train", open_run("paper", model="Qwen/Qwen2.5-7B-Instruct"))
+    assert "--num_processes=8" in plain and not any(c.startswith("--set") for c in plain)
+    changed = stage_command("train", open_run("paper", model="Qwen/Qwen2.5-7B-Instruct", processes=4))
+    assert "--num_processes=4" in changed and "--set=processes=4" in changed
+    assert load_profile("paper").processes == 4 and changed[changed.index("--model") + 1] == "Qwen/Qwen2.5-7B-Instruct"
+
+
+def test_a_stage_is_launched_where_the_file_alone_would_be_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "settings.ini"
+    own.write_text((find_home() / "settings.ini").read_text() + "\n[one]\nbased_on = paper\nprocesses = 1\n")
+    monkeypatch.setenv("R3_SETTINGS", str(own))
+    with pytest.raises(SettingsError, match="sharding = 'fsdp2'"):
+        open_run("one", model="Qwen/Qwen2.5-7B-Instruct")
+    run = open_run("one", model="Qwen/Qwen2.5-7B-Instruct", sharding="none", lora_r=32)
+    sets = dict(c.removeprefix("--set=").split("=", 1) for c in stage_command("train", run) if c.startswith("--set="))
+    again = open_run("one", arm="r3", **sets)
+    assert again.profile == run.profile
+
+
+def test_vllm_keeps_room_for_twice_the_longest_conversation() -> None:
+    assert vllm_context(1000, 32768) == 2000 and vllm_context(20000, 32768) == 32768
+
+
+def test_lengths_stay_within_the_limits() -> None:
+    p = load_profile("paper", max_answer_tokens=100, max_reflection_tokens=50)
+    assert lengths_of(p, prompt=10) == Lengths(10, 200, 100, 50)

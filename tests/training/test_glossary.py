@@ -1,0 +1,27 @@
+"""The glossary of a training's log says what is in the log, under the names of TRL."""
+
+import json
+import re
+from collections import defaultdict
+
+from support import REPOSITORY
+
+from r3_repro.training.callbacks import _FROM_TRL, log_row
+
+
+def glossary() -> dict[str, str]:
+    "Column -> name in TRL, as the table in monitoring.ipynb has them; a dash for none."
+    cells = json.loads((REPOSITORY / "nbs/training/monitoring.ipynb").read_text())["cells"]
+    (text,) = (source for c in cells if (source := "".join(c["source"])).startswith("## Glossary"))
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    return {name: row[1].strip("`") for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+
+
+def test_every_column_is_explained_and_no_other() -> None:
+    columns = log_row({}, defaultdict(float), {}, 0.0)
+    assert sorted(glossary()) == sorted(columns)
+
+
+def test_names_in_trl_are_those_that_the_log_is_read_from() -> None:
+    own = {ours: theirs for ours, theirs in glossary().items() if theirs != "–"}
+    assert own == {ours: theirs for theirs, ours in _FROM_TRL.items()} | {"reflection_tokens_mean": "completions/mean_length"}
