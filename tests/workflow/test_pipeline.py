@@ -1,4 +1,4 @@
-"""All chapters through the pipeline, as the README's first command runs them, and some under papermill from another folder."""
+"""All chapters through the pipeline of an installed wheel, outside of the clone, and some under papermill from another folder."""
 
 import hashlib
 import json
@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
 from support import CHAPTERS, NOTEBOOKS, REPOSITORY, command, environment, patience
+from test_wheel import programs, run, source, wheel  # noqa: F401
 from typer.testing import CliRunner
 
 from r3_repro.config import load_profile
@@ -57,19 +58,20 @@ def pipeline(root: Path, *args: str, **more: str) -> subprocess.CompletedProcess
 
 
 @pytest.fixture(scope="module")
-def reproduced(elsewhere: Path) -> Path:
-    "All chapters through the pipeline, from another folder than the repository's, with two arms side by side."
+def reproduced(elsewhere: Path, programs: Path) -> Path:  # noqa: F811
+    "All chapters through the pipeline of the wheel, in a folder with nothing but settings.ini, with two arms side by side."
     settings, n = re.subn(r"(?<=\[smoke\]\nbased_on = tiny\n)arms = r3\n", f"arms = {' '.join(ARMS)}\n", SETTINGS.read_text())
     assert n == 1
     (elsewhere / "settings.ini").write_text(settings)
-    done = pipeline(elsewhere)
+    done = run([str(programs / "r3-repro"), "reproduce", "--profile", "smoke"], elsewhere, seconds=540)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     assert "\nC2  training lifts accuracy" in done.stdout and "everything done" in done.stdout
+    assert sorted(p.name for p in elsewhere.iterdir()) == ["runs", "settings.ini"]
     assert re.search(r"\[1/\d\] 01_datasets: done in \d+ s", done.stderr)
     lines = re.split(r"[\r\n]", done.stderr)
     together = [line for line in lines if all(f"train {arm}-seed0" in line for arm in ARMS)]
     assert together, "the progress of both trainings did not reach the terminal in one line"
-    return elsewhere / "smoke" / "countdown" / "tiny-base2"
+    return elsewhere / "runs" / "smoke" / "countdown" / "tiny-base2"
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -78,9 +80,10 @@ def stamps(folder: Path) -> dict[str, int]:
 
 
 def test_a_finished_reproduction_is_recognised(elsewhere: Path, reproduced: Path) -> None:
+    "By the clone too: what it rests on is the same there."
     executed = sorted(reproduced.glob("notebooks/*.ipynb"))
     before = {f: f.stat().st_mtime_ns for f in executed}
-    again = pipeline(elsewhere)
+    again = pipeline(elsewhere / "runs", R3_SETTINGS=str(elsewhere / "settings.ini"))
     assert again.returncode == 0, again.stderr[-3000:]
     assert "everything was done already" in again.stdout and "\nC2  training lifts accuracy" in again.stdout
     assert executed and {f: f.stat().st_mtime_ns for f in executed} == before
@@ -88,7 +91,7 @@ def test_a_finished_reproduction_is_recognised(elsewhere: Path, reproduced: Path
 
 def test_a_second_run_makes_nothing_anew(reproduced: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "The stages that the chapters start, once more: no weights, attempts, episodes or log lines are written again."
-    for key, value in environment(elsewhere).items():
+    for key, value in environment(elsewhere, R3_ROOT=str(elsewhere / "runs")).items():
         monkeypatch.setenv(key, value)
     first = stamps(elsewhere)
     assert {Path(k).name for k in first} >= {"model.safetensors", "failures.parquet", "log.jsonl", "vanilla.json"}
@@ -101,14 +104,14 @@ def test_a_second_run_makes_nothing_anew(reproduced: Path, elsewhere: Path, monk
         ("forgetting", ""),
     ]
     for stage, arm in stages:
-        named = [stage, "--profile", "smoke", "--root", str(elsewhere), *(("--arm", arm) if arm else ())]
+        named = [stage, "--profile", "smoke", "--root", str(elsewhere / "runs"), *(("--arm", arm) if arm else ())]
         done = CliRunner().invoke(app, named)
         assert done.exit_code == 0, (stage, done.output)
     assert stamps(elsewhere) == first
-    run = open_run("smoke", root=str(elsewhere))
+    run = open_run("smoke", root=str(elsewhere / "runs"))
     assert is_trained(run) and not is_trained(replace(run, seed=1))
     with pytest.raises(SettingsError, match="begun with something else"):
-        is_trained(open_run("smoke", root=str(elsewhere), learning_rate=0.5))
+        is_trained(open_run("smoke", root=str(elsewhere / "runs"), learning_rate=0.5))
 
 
 def test_the_pages_beside_the_chapters_run_under_nbdev_test(elsewhere: Path) -> None:
@@ -137,7 +140,7 @@ def test_figures_are_shown_as_pictures(reproduced: Path) -> None:
     assert not [o for o in shown if "<Figure size" in str(o.get("text", ""))]
 
 
-def test_every_result_has_its_manifest(reproduced: Path) -> None:
+def test_every_result_has_its_manifest(reproduced: Path, programs: Path) -> None:  # noqa: F811
     manifests = [reproduced / "failures/manifest.json", reproduced / "training/r3-seed0/manifest.json"]
     manifests += [*sorted(reproduced.glob("episodes/*.manifest.json")), reproduced.parent / "dataset/manifest.json"]
     manifests += sorted(reproduced.glob("controls/*.manifest.json"))
@@ -156,7 +159,7 @@ def test_every_result_has_its_manifest(reproduced: Path) -> None:
             "seconds",
         ):
             assert key in known, (m, key)
-        assert str(REPOSITORY) not in m.read_text(), f"{m.name} names the machine"
+        assert str(REPOSITORY) not in m.read_text() and str(programs.parent) not in m.read_text(), f"{m.name} names the machine"
 
 
 def test_a_trained_model_carries_a_card_with_its_scores(reproduced: Path) -> None:
@@ -179,10 +182,10 @@ def test_two_arms_were_trained_side_by_side(reproduced: Path) -> None:
 
 def test_plain_papermill_from_another_folder(reproduced: Path, elsewhere: Path) -> None:
     "As in the README: the notebook finds the repository, the settings and what is stored by itself."
-    source = REPOSITORY / "nbs/01_datasets.ipynb"
+    chapter = REPOSITORY / "nbs/01_datasets.ipynb"
     before = stamps(elsewhere)
-    args = [str(source), "out.ipynb", "-p", "profile", "smoke", "-k", "python3", "--no-progress-bar"]
-    done = command("papermill", *args, cwd=elsewhere, env=environment(elsewhere))
+    args = [str(chapter), "out.ipynb", "-p", "profile", "smoke", "-k", "python3", "--no-progress-bar"]
+    done = command("papermill", *args, cwd=elsewhere, env=environment(elsewhere, R3_ROOT=str(elsewhere / "runs")))
     assert done.returncode == 0, done.stderr[-6000:]
     out = nbformat.read(elsewhere / "out.ipynb", 4)
     assert any("injected-parameters" in c.metadata.get("tags", []) for c in out.cells)
