@@ -38,6 +38,7 @@ test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-vllm: $(VLLM_VENV)/.done
+	$(VLLM_VENV)/bin/python -c "import vllm"
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/on_vllm
 
 test-deepspeed: $(VENV)/.dev $(DEEPSPEED)/.done

@@ -1,4 +1,4 @@
-"""Execute notebooks in place, so that who opens one on a code host sees its outputs.
+"""Execute notebooks in place, so that anyone who opens one on a code host sees its outputs.
 
     python docs/run_notebooks.py                        # all of them (`make notebooks`)
     python docs/run_notebooks.py nbs/04_results.ipynb   # these

@@ -9,7 +9,7 @@ The names that a script or a notebook needs most; each is imported from its modu
     r3.mine(run)                                # failures of the model, stored
     r3.train(run)                               # GRPO on the reflections of those failures
     r3.evaluate(run)                            # episodes of the held-out problems, stored
-    r3.compare(r3.load_episodes(run.model_dir)) # the arms of one model, seed against the same seed
+    r3.load_episodes(run.model_dir)             # a DataFrame, one row a problem; `r3.compare` of it sets arm against arm
 """
 
 import importlib

@@ -9,6 +9,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in (REPOSITORY / "nbs").rglob("*.ipynb") if not any(x.startswith(".") for x in p.parts))
 CHAPTERS = sorted((REPOSITORY / "nbs").glob("0[1-6]_*.ipynb"))
 
+DATA = Path(os.environ.get("R3_TEST_DATA", REPOSITORY.parent / "shared"))
+"Real rows and the fact sheet, which are not part of this repository; tests say what they skip without them."
+
 
 def patience(seconds: float) -> float:
     "A time limit for something that would hang: generous, and `R3_PATIENCE` times as long on a slow machine."

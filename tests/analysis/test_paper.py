@@ -6,13 +6,13 @@ import re
 
 import numpy as np
 import pytest
-from support import REPOSITORY
+from support import DATA, REPOSITORY
 
 from r3_repro.analysis.accuracy import FOUR_COLUMNS, four_columns, paper_rows
 from r3_repro.analysis.paper import PAPER_COLUMNS, PAPER_NAMES, PAPER_TABLES, load_claims, published_value
 
 PUBLISHED = REPOSITORY / "results" / "published"
-FACTS = REPOSITORY.parent / "shared" / "paper" / "facts.md"
+FACTS = DATA / "paper" / "facts.md"
 
 
 def test_published_values_are_those_of_the_task() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from support import REPOSITORY, patience
+from support import DATA, patience
 
 from r3_repro.tasks.base import Problem, Verdict
 from r3_repro.tasks.function_calling import matcher, parser, writer
@@ -27,9 +27,9 @@ from r3_repro.tasks.function_calling.parser import CALL_KEYS, JSON_WORDS, MAX_CA
 from r3_repro.tasks.function_calling.task import load_call_rows
 from r3_repro.tasks.function_calling.writer import STYLES, write_calls
 
-DATA = REPOSITORY.parent / "shared/data"
-SCHEMA_FILES = [*sorted(DATA.glob("xlam/*.jsonl")), *DATA.glob("bfcl/bfcl_xlam_schema.jsonl")]
-RAW_FILES = sorted(DATA.glob("bfcl/raw/possible_answer/*.jsonl"))
+FOLDER = DATA / "data"
+SCHEMA_FILES = [*sorted(FOLDER.glob("xlam/*.jsonl")), *FOLDER.glob("bfcl/bfcl_xlam_schema.jsonl")]
+RAW_FILES = sorted(FOLDER.glob("bfcl/raw/possible_answer/*.jsonl"))
 CORPUS = json.loads((Path(__file__).parent / "data/calls_attacks.json").read_text())
 ATTACKS = CORPUS["attacks"]
 
@@ -675,7 +675,7 @@ def schema_of(spec: dict) -> dict:
 
 def bfcl_rows() -> Iterator[tuple[dict, dict]]:
     for file in RAW_FILES:
-        yield from zip(records(DATA / "bfcl/raw" / file.name), records(file), strict=True)
+        yield from zip(records(FOLDER / "bfcl/raw" / file.name), records(file), strict=True)
 
 
 def from_bfcl(row: dict, truth: dict) -> Problem:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
-from support import REPOSITORY, patience
+from support import DATA, patience
 
 from r3_repro.tasks.base import get_task
 from r3_repro.tasks.countdown import generator, task, verifier
@@ -33,7 +33,7 @@ from r3_repro.tasks.countdown.verifier import (
     verify_expression,
 )
 
-REAL = REPOSITORY.parent / "shared/data/countdown/hf_rows_0_975.jsonl"
+REAL = DATA / "data/countdown/hf_rows_0_975.jsonl"
 needs_real_rows = pytest.mark.skipif(not REAL.exists(), reason="no slice of the published rows: real data not compared")
 ATTACKS = json.loads((Path(__file__).parent / "data/countdown_attacks.json").read_text())
 SMALL = {"sizes": [3], "low": 1, "high": 12, "target_low": 1, "target_high": 100}

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import REPOSITORY
+from support import DATA
 
 from r3_repro.tasks.base import get_task
 from r3_repro.tasks.function_calling import task
@@ -35,15 +35,15 @@ from r3_repro.tasks.function_calling.task import (
     tool_schemas,
 )
 
-DATA = REPOSITORY.parent / "shared/data"
-RAW = DATA / "bfcl/raw"
+ROWS = DATA / "data"
+RAW = ROWS / "bfcl/raw"
 
 
 def real(path: str) -> Path:
     "A file of real rows, or a skip that says which one is missing."
-    if not (DATA / path).exists():
+    if not (ROWS / path).exists():
         pytest.skip(f"no {path}: these real rows are not compared")
-    return DATA / path
+    return ROWS / path
 
 
 # ── Real rows ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -85,8 +85,8 @@ def test_real_rows_load_or_are_refused_with_a_reason(path: str) -> None:
     counts = (len(found), dict(Counter(r.reason for r in refused)), odd)
     print(path, *counts)
     assert counts == REAL[path]
-    if (DATA / path).is_file():
-        lines = [line for line in (DATA / path).read_text().split("\n") if line.strip()]
+    if (ROWS / path).is_file():
+        lines = [line for line in (ROWS / path).read_text().split("\n") if line.strip()]
         assert len(found) + len(refused) == len(lines)
     table = refusals(real(path))
     assert list(table.columns) == ["row", "id", "reason", "detail"] and len(table) == len(refused)
@@ -155,7 +155,7 @@ def test_the_mapped_bfcl_rows_agree_with_ours() -> None:
             different.append(row["id"])
     assert same == 1518 and len(mapped) == same + len(refused) + len(different)
     assert refused == ["live_simple_106-63-0", "live_simple_112-68-0", "parallel_multiple_21"]
-    lacking = refusals(DATA / "bfcl/bfcl_xlam_schema.jsonl").query("reason == 'missing_required'")["id"]
+    lacking = refusals(ROWS / "bfcl/bfcl_xlam_schema.jsonl").query("reason == 'missing_required'")["id"]
     assert sorted(different) == sorted(set(lacking) - set(refused))
 
 
