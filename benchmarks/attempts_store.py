@@ -25,11 +25,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from r3_repro.mining.store.compaction import compact
 from r3_repro.mining.store.reader import connect, count_attempts, fetch, read_outcomes
 from r3_repro.mining.store.segments import Attempt, segments
-from r3_repro.mining.store.writer import Writer
-from r3_repro.runs.manifest import provenance
+from r3_repro.mining.store.writer import Writer, compact
+from r3_repro.runs.layout import provenance
 from r3_repro.utils.files import write_json
 
 SAMPLES, WANTED = 64, 25_000

@@ -25,11 +25,10 @@ from tqdm.auto import tqdm
 from r3_repro.data import load_split
 from r3_repro.engines.base import MockEngine, derive_seed
 from r3_repro.mining.sampler import sample_attempts
-from r3_repro.mining.store.compaction import compact
 from r3_repro.mining.store.reader import read_outcomes, relation
 from r3_repro.mining.store.segments import segments
-from r3_repro.runs.layout import open_run
-from r3_repro.runs.manifest import provenance
+from r3_repro.mining.store.writer import compact
+from r3_repro.runs.layout import open_run, provenance
 from r3_repro.utils.files import write_json
 
 BUFFER, ROUND, SAMPLES = 32, 8, 8

@@ -28,8 +28,7 @@ from r3_repro.mining.sampler import sample_attempts
 from r3_repro.mining.stopping import expected_samples, stopping_points
 from r3_repro.mining.store.reader import read_outcomes
 from r3_repro.reporting.tables import save_table
-from r3_repro.runs.layout import open_run
-from r3_repro.runs.manifest import provenance
+from r3_repro.runs.layout import open_run, provenance
 from r3_repro.tasks.base import Problem, Verdict
 from r3_repro.utils.files import write_json
 

@@ -25,8 +25,7 @@ from r3_repro.engines.base import derive_seed
 from r3_repro.engines.chat import load_tokenizer, render
 from r3_repro.engines.vllm import VLLM
 from r3_repro.mining.sampler import sample_attempts
-from r3_repro.runs.layout import open_run
-from r3_repro.runs.manifest import provenance
+from r3_repro.runs.layout import open_run, provenance
 from r3_repro.tasks.base import attempt_messages, get_task
 from r3_repro.utils.files import write_json
 

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from r3_repro.reporting.tables import save_table
-from r3_repro.runs.manifest import versions
+from r3_repro.runs.layout import versions
 from r3_repro.tasks.base import Problem
 from r3_repro.tasks.function_calling.matcher import CALL_RULES, verify_calls
 from r3_repro.tasks.function_calling.parser import Call

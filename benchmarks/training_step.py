@@ -31,8 +31,7 @@ from trl import GRPOTrainer
 from r3_repro.config import find_home
 from r3_repro.engines.chat import load_tokenizer
 from r3_repro.reporting.tables import save_table
-from r3_repro.runs.layout import open_run
-from r3_repro.runs.manifest import provenance
+from r3_repro.runs.layout import open_run, provenance
 from r3_repro.tasks.countdown.task import TASK
 from r3_repro.training.grpo_config import grpo_config, training_set
 from r3_repro.training.shared_prefix import enable_shared_prefix, expected_saving

@@ -33,7 +33,7 @@ _DEFINED_IN = {
     "train": "training.train:train",
     "evaluate": "evaluation.episodes:evaluate",
     "load_episodes": "analysis.loading:load_episodes",
-    "compare": "analysis.arm_comparison:between_arms",
+    "compare": "analysis.differences:between_arms",
     "SettingsError": "utils.errors:SettingsError",
     "EngineError": "utils.errors:EngineError",
 }
@@ -64,4 +64,8 @@ def _hint(name: str) -> str:
     if find_spec(f"{__name__}.{name}"):
         return f": it is a module, so import {__name__}.{name} first"
     close = difflib.get_close_matches(name, __all__, 1)
-    return f"; did you mean {close[0]!r}?" if close else f": it is none of {', '.join(__all__)}; import what is not listed from its module"
+    return (
+        f"; did you mean {close[0]!r}?"
+        if close
+        else f": it is none of {', '.join(__all__)}; import what is not listed from its module"
+    )

@@ -173,7 +173,7 @@ class TrainingSettings(MethodSettings, OptimizerSettings, RolloutSettings, Monit
 
 # %% ../nbs/config.ipynb #2a7570f3
 SUITE_NAMES = ("tiny", "paper")
-"Names of the forgetting suites (`r3_repro.tasks.benchmark_suites`)."
+"Names of the forgetting suites (`r3_repro.tasks.suites`)."
 
 CONTROLS = ("bare", "other", "empty")
 "Controls of the reflection: a retry after none, after another problem's, after an empty one."

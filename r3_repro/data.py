@@ -19,8 +19,7 @@ from tqdm.auto import tqdm
 
 from r3_repro.reporting.plots import new_figure, save_figure
 from r3_repro.runs.identity import ensure_identity, source_hash
-from r3_repro.runs.layout import Run
-from r3_repro.runs.manifest import write_manifest
+from r3_repro.runs.layout import Run, write_manifest
 from r3_repro.tasks.base import Problem, get_task
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import atomic, locked, timed, write_json, write_parquet

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from r3_repro.reporting.plots import arm_order, arm_style, legend_below, new_figure, save_figure
 from r3_repro.reporting.tables import save_table, show_interval, show_p, signed
-from r3_repro.tasks.benchmark_suites import Benchmark, suite_of
+from r3_repro.tasks.suites import Benchmark, suite_of
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.stats import Interval, crossed_interval, mcnemar, paired_difference, wilson
 

@@ -21,10 +21,8 @@ import yaml
 
 from r3_repro.config import Profile
 from r3_repro.runs.identity import model_hash
-from r3_repro.runs.layout import Run, model_path_for, trained_runs
-from r3_repro.runs.manifest import write_manifest
-from r3_repro.tasks.benchmark_suites import TASK_FOLDER, Benchmark, suite_of
-from r3_repro.tasks.toy_skills import SKILLS, Item
+from r3_repro.runs.layout import Run, model_path_for, trained_runs, write_manifest
+from r3_repro.tasks.suites import SKILLS, TASK_FOLDER, Benchmark, Item, suite_of
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import atomic, locked, timed, write_json
 from r3_repro.utils.hashing import digest, file_hash

@@ -17,14 +17,13 @@ from typing import Any
 
 import pandas as pd
 
-from r3_repro.analysis.preregistration import rules_digest
+from r3_repro.analysis.results import rules_digest
 from r3_repro.config import Profile, model_path
 from r3_repro.data import dataset_hashes, load_split
 from r3_repro.engines.base import Completion, Engine, SamplingParams, complete, derive_seed
 from r3_repro.engines.factory import open_engine
 from r3_repro.runs.identity import model_hash, task_hash
-from r3_repro.runs.layout import Run, model_path_for, open_run
-from r3_repro.runs.manifest import write_manifest
+from r3_repro.runs.layout import Run, model_path_for, open_run, write_manifest
 from r3_repro.tasks.base import Problem, Task, Verdict, attempt_messages, get_task, reflection_messages, retry_messages
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import locked, timed, write_parquet

@@ -34,8 +34,7 @@ from r3_repro.evaluation.episodes import (
     stored_episodes,
     verdict_columns,
 )
-from r3_repro.runs.layout import Run, model_path_for
-from r3_repro.runs.manifest import write_manifest
+from r3_repro.runs.layout import Run, model_path_for, write_manifest
 from r3_repro.tasks.base import Message, Problem, Task, bare_retry_messages, get_task, reflection_messages, retry_messages
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import locked, timed, write_parquet

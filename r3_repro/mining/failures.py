@@ -26,8 +26,7 @@ from r3_repro.mining.stopping import fit_rates, plot_modes, rate_grid, stopping_
 from r3_repro.mining.store.reader import Outcomes, connect, fetch, read_outcomes
 from r3_repro.reporting.plots import new_figure, save_figure
 from r3_repro.runs.identity import ensure_identity
-from r3_repro.runs.layout import Run
-from r3_repro.runs.manifest import write_manifest
+from r3_repro.runs.layout import Run, write_manifest
 from r3_repro.tasks.base import Problem, get_task
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import locked, timed, write_json

@@ -25,8 +25,7 @@ from r3_repro.mining.store.reader import Outcomes, read_outcomes
 from r3_repro.mining.store.segments import Attempt
 from r3_repro.mining.store.writer import Writer
 from r3_repro.runs.identity import model_hash, task_hash
-from r3_repro.runs.layout import Run
-from r3_repro.runs.manifest import versions
+from r3_repro.runs.layout import Run, versions
 from r3_repro.tasks.base import Message, Problem, Task, attempt_messages, get_task
 from r3_repro.utils.errors import SettingsError
 

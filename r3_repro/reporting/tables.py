@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LATEX', 'show_points', 'show_p', 'show_interval', 'signed', 'show_cell', 'latex_escape', 'markdown_escape',
-           'to_markdown', 'to_latex', 'save_table', 'with_progress']
+           'to_markdown', 'to_latex', 'save_table', 'with_progress', 'show']
 
-# %% ../../nbs/reporting/tables.ipynb #767093a3
+# %% ../../nbs/reporting/tables.ipynb #6fce57b4
 import contextlib
 import math
 import os
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from IPython.display import Image, Markdown, display
 from tqdm import tqdm
 
 from r3_repro.utils.files import atomic
@@ -147,3 +148,18 @@ def with_progress(
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(path, "a")) if path else sys.stderr
         yield from tqdm(items, desc=label, unit=unit, file=file, mininterval=0.5)
+
+# %% ../../nbs/reporting/tables.ipynb #de3e6b0c
+def show(
+    folder: str | Path,  # <root>/<profile>/<task>/<model>
+    *names: str,  # "x.md" of its tables, "x.png" of its figures
+) -> None:
+    "Display stored tables and figures of a model in a notebook; says so where one is not there."
+    for name in names:
+        file = Path(folder) / ("tables" if name.endswith(".md") else "figures") / name
+        if not file.is_file():
+            display(Markdown(f"`{name}` is not stored for this run."))
+        elif name.endswith(".md"):
+            display(Markdown(file.read_text(encoding="utf-8")))
+        else:
+            display(Image(file.read_bytes()))

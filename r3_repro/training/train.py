@@ -26,12 +26,10 @@ from r3_repro.engines.hf import load_model
 from r3_repro.planning.memory import vllm_context
 from r3_repro.runs.distributed import check_processes
 from r3_repro.runs.identity import ensure_identity, model_hash, task_hash
-from r3_repro.runs.layout import Run
-from r3_repro.runs.manifest import write_manifest
+from r3_repro.runs.layout import Run, write_manifest
 from r3_repro.tasks.base import get_task
 from r3_repro.training.callbacks import MarkCheckpoints, TrainingLog, add_curves, read_log, remove_unfinished, resume_point
-from r3_repro.training.compute_matching import arm_of, with_matched_batch
-from r3_repro.training.grpo_config import grpo_config, lora_config, training_set
+from r3_repro.training.grpo_config import arm_of, grpo_config, lora_config, training_set, with_matched_batch
 from r3_repro.training.model_card import write_card
 from r3_repro.training.shared_prefix import enable_shared_prefix, unsupported_reason, zero3_disabled
 from r3_repro.training.trainer import R3Trainer, arm_reward

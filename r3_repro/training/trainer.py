@@ -23,7 +23,6 @@ from trl.trainer.utils import split_tensor_dict
 from r3_repro.engines.chat import render
 from r3_repro.runs.layout import Run
 from r3_repro.tasks.base import Message, Problem, Task, retry_messages
-from r3_repro.training.compute_matching import arm_of
 from r3_repro.training.dynamic_sampling import (
     drop_zero_variance,
     fill_batch,
@@ -32,6 +31,7 @@ from r3_repro.training.dynamic_sampling import (
     refill_indices,
     unpad_rows,
 )
+from r3_repro.training.grpo_config import arm_of
 from r3_repro.training.monitoring import is_degenerate
 from r3_repro.training.shared_prefix import pack, shared_log_probs
 from r3_repro.utils.errors import SettingsError

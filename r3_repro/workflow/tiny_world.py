@@ -34,7 +34,7 @@ from r3_repro.config import Profile, load_profile
 from r3_repro.engines.base import SamplingParams, complete
 from r3_repro.engines.hf import Transformers
 from r3_repro.evaluation.episodes import run_episodes
-from r3_repro.runs.manifest import versions
+from r3_repro.runs.layout import versions
 from r3_repro.tasks.base import (
     Message,
     Problem,
@@ -47,8 +47,8 @@ from r3_repro.tasks.base import (
     user,
 )
 from r3_repro.tasks.function_calling.synthetic import habit, is_easy, possible_mistakes
+from r3_repro.tasks.suites import SKILLS, is_right, skill_corpus
 from r3_repro.tasks.tool_prompts import split_tools
-from r3_repro.tasks.toy_skills import SKILLS, is_right, skill_corpus
 from r3_repro.utils.files import timed, write_json
 from r3_repro.utils.hashing import file_hash
 

@@ -10,7 +10,7 @@ import pytest
 from support import patience
 
 from r3_repro.analysis.forgetting import by_arm, claim_c8, load_results, make_forgetting
-from r3_repro.tasks.toy_skills import SKILLS
+from r3_repro.tasks.suites import SKILLS
 from r3_repro.utils.errors import SettingsError
 
 LIMIT = 12

@@ -21,8 +21,7 @@ from r3_repro.analysis.accuracy import FOUR_COLUMNS, make_by_task
 from r3_repro.analysis.claims import NO, UNTESTABLE, YES
 from r3_repro.analysis.loading import load_episodes, outcomes
 from r3_repro.analysis.reflection_report import make_reflections
-from r3_repro.analysis.results import make_results
-from r3_repro.analysis.transfer import transfer_table
+from r3_repro.analysis.results import make_results, transfer_table
 from r3_repro.testing import synthetic_episodes
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.stats import mcnemar, paired_difference

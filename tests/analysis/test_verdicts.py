@@ -15,7 +15,7 @@ from support import REPOSITORY, patience
 from toy_results import episodes, store, store_episodes
 
 import r3_repro
-from r3_repro.analysis import claims, differences, forgetting, loading, preregistration, repetition, text_metrics
+from r3_repro.analysis import claims, differences, forgetting, loading, repetition, results, text_metrics
 from r3_repro.analysis.claims import (
     CLAIM_RULES,
     NO,
@@ -29,8 +29,7 @@ from r3_repro.analysis.claims import (
     shorter,
 )
 from r3_repro.analysis.loading import load_episodes, outcomes
-from r3_repro.analysis.preregistration import rules_digest, rules_note
-from r3_repro.analysis.results import make_results
+from r3_repro.analysis.results import make_results, rules_digest, rules_note
 from r3_repro.reporting.tables import markdown_escape
 from r3_repro.testing import synthetic_episodes
 from r3_repro.utils import stats
@@ -136,15 +135,15 @@ def test_a_change_of_any_deciding_constant_or_function_shows(
 
 
 def test_a_changed_sentence_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preregistration, "SAME_RULES", {})
+    monkeypatch.setattr(results, "SAME_RULES", {})
     now = rules_digest()
-    monkeypatch.setattr(preregistration, "CLAIM_RULES", (replace(CLAIM_RULES[0], sentence="Softer."), *CLAIM_RULES[1:]))
+    monkeypatch.setattr(results, "CLAIM_RULES", (replace(CLAIM_RULES[0], sentence="Softer."), *CLAIM_RULES[1:]))
     assert rules_digest().split("-")[0] != now.split("-")[0] and rules_digest().split("-")[1] == now.split("-")[1]
 
 
 def test_the_digest_of_the_rules_is_the_same_wherever_the_package_is(tmp_path: Path) -> None:
     shutil.copytree(Path(r3_repro.__file__).parent, tmp_path / "r3_repro", ignore=shutil.ignore_patterns("__pycache__"))
-    code = "import r3_repro\nfrom r3_repro.analysis.preregistration import rules_digest\nprint(r3_repro.__file__, rules_digest())"
+    code = "import r3_repro\nfrom r3_repro.analysis.results import rules_digest\nprint(r3_repro.__file__, rules_digest())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=patience(120))
     assert done.stdout.split() == [str(tmp_path / "r3_repro/__init__.py"), rules_digest()], done.stderr
 

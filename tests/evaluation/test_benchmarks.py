@@ -14,8 +14,7 @@ from support import patience
 from r3_repro.analysis.forgetting import by_arm, compare_items, load_results
 from r3_repro.evaluation.benchmarks import PROTOCOL, as_lm, graded_item, load_tasks, run_benchmarks
 from r3_repro.runs.layout import Run, open_run
-from r3_repro.tasks.benchmark_suites import suite_of
-from r3_repro.tasks.toy_skills import SKILLS
+from r3_repro.tasks.suites import SKILLS, suite_of
 
 LIMIT = 12
 ROLES = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
@@ -244,7 +243,7 @@ print(len(make_forgetting(sys.argv[1])["by_arm"]))
 def test_the_published_benchmarks_are_lm_evals_own_and_fail_early_without_a_network(tmp_path: Path) -> None:
     code = (
         "import lm_eval.tasks\nfrom pathlib import Path\nfrom r3_repro.evaluation.benchmarks import load_tasks\n"
-        "from r3_repro.tasks.benchmark_suites import BENCHMARK_SUITES\n"
+        "from r3_repro.tasks.suites import BENCHMARK_SUITES\n"
         "once = lm_eval.tasks.TaskManager()\nlm_eval.tasks.TaskManager = lambda *a, **k: once\n"  # it reads ten thousand files
         "print([b.task in once.all_tasks for b in BENCHMARK_SUITES['paper']])\n"
         f"load_tasks(BENCHMARK_SUITES['paper'], Path({str(tmp_path)!r}))"

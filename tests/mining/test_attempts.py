@@ -24,10 +24,9 @@ import pyarrow.parquet as pq
 import pytest
 from support import patience
 
-from r3_repro.mining.store.compaction import check, compact
 from r3_repro.mining.store.reader import connect, count_attempts, fetch, read_outcomes, relation
 from r3_repro.mining.store.segments import SCHEMA, Attempt, segments
-from r3_repro.mining.store.writer import Writer, _free_name, _sync
+from r3_repro.mining.store.writer import Writer, _free_name, _sync, check, compact
 from r3_repro.utils.errors import SettingsError
 
 KEY = {"settings": {"temperature": 1.0, "top_p": 1.0}, "model": "abc", "train": "0123"}
@@ -269,7 +268,7 @@ def test_damage_inside_is_an_error_and_never_other_numbers(tmp_path: Path) -> No
                 found = read_outcomes(tmp_path, PROBLEMS, SAMPLES)
             assert np.array_equal(found.codes, expected.codes) and np.array_equal(found.cut, expected.cut)  # in another column
         except SettingsError as e:
-            assert "damaged inside" in str(e) and "compaction.check(" in str(e)
+            assert "damaged inside" in str(e) and "writer.check(" in str(e)
             noticed += 1
         with contextlib.suppress(SettingsError):
             pd.testing.assert_frame_equal(fetch(tmp_path, ALL[:40]), texts)

@@ -71,7 +71,7 @@ def test_pictures_of_a_chapter_are_those_in_results(chapter: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["02_failures.ipynb", "reporting/display.ipynb"])
+@pytest.mark.parametrize("name", ["02_failures.ipynb", "reporting/tables.ipynb"])
 def test_a_second_run_leaves_no_diff(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = REPOSITORY / "nbs" / name
     copy = tmp_path / source.name

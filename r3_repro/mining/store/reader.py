@@ -209,7 +209,7 @@ def _query(folder: Path | str) -> Iterator[duckdb.DuckDBPyConnection]:
     except duckdb.Error as e:
         raise SettingsError(
             f"{folder} cannot be read: {' '.join(str(e).split())}. If another process merged it meanwhile, start again; if not, "
-            f"r3_repro.mining.store.compaction.check({str(folder)!r}) moves aside what is damaged"
+            f"r3_repro.mining.store.writer.check({str(folder)!r}) moves aside what is damaged"
         ) from e
 
 # %% ../../../nbs/mining/store/reader.ipynb #8e8d5c36

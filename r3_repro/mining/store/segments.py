@@ -165,7 +165,7 @@ def _open_segment(s: Segment) -> Iterator[pq.ParquetFile]:
             raise
         raise SettingsError(
             f"{s.path} is damaged inside ({' '.join(str(e).split())}): "
-            f"r3_repro.mining.store.compaction.check({str(s.path.parent)!r}) moves it aside, and its attempts are drawn again"
+            f"r3_repro.mining.store.writer.check({str(s.path.parent)!r}) moves it aside, and its attempts are drawn again"
         ) from e
 
 

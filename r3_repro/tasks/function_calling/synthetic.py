@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from r3_repro.tasks.toy_skills import FACTS, NAMES
+from r3_repro.tasks.suites import FACTS, NAMES
 
 # %% ../../../nbs/tasks/function_calling/synthetic.ipynb #3cd83e4f
 CITIES = [capital for _, capital, _, _ in FACTS[:24]]
