@@ -1,6 +1,7 @@
 """The store of attempts: nothing lost but a buffer, nothing doubled, nothing foreign, whatever process, disk and files do."""
 
 import contextlib
+import errno
 import json
 import mmap
 import os
@@ -298,11 +299,8 @@ def noise(n: int) -> str:
     return np.random.default_rng(n).bytes(1500).hex()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    "A disk of 256 KB."
-    folder = tmp_path / "disk"
-    folder.mkdir()
+def mount(folder: Path, request: pytest.FixtureRequest) -> None:
+    "A real disk of 256 KB, for which root is needed."
     command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
@@ -310,10 +308,35 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"no small disk to fill: {e}")
     if done.returncode:
         pytest.skip(f"no small disk to fill: this user may not mount one ({done.stderr.strip()})")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    request.addfinalizer(lambda: subprocess.run(["umount", "--lazy", str(folder)], check=True))
+
+
+def limit(folder: Path, request: pytest.FixtureRequest) -> None:
+    "Writes that end as on such a disk: what still fits is in the file, then comes the error."
+    patch, usage, write_bytes = request.getfixturevalue("monkeypatch"), shutil.disk_usage, Path.write_bytes
+
+    def free(written: Path | None = None) -> int:
+        return 256 * 1024 - sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and f != written)
+
+    def limited(self: Path, data: Any) -> int:
+        room = free(self) if self.is_relative_to(folder) else len(data)
+        write_bytes(self, bytes(data)[:room])
+        if room < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return len(data)
+
+    patch.setattr(Path, "write_bytes", limited)
+    patch.setattr(Path, "write_text", lambda self, text, *args, **more: limited(self, text.encode()))
+    patch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=free()))
+
+
+@pytest.fixture(params=[limit, mount], ids=["patched", "mounted"])
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    "A disk of 256 KB."
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    request.param(folder, request)
+    return folder
 
 
 def fill(folder: Path, first: int = 0) -> str:
@@ -342,9 +365,8 @@ def test_a_full_disk_keeps_what_was_stored_and_says_what_to_do(small_disk: Path)
 
 
 def test_a_disk_that_is_full_from_the_start_is_refused_in_the_same_way(small_disk: Path) -> None:
-    with contextlib.suppress(OSError), open(small_disk / "ballast", "wb", buffering=0) as f:
-        while True:
-            f.write(b"x" * 4096)
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "ballast").write_bytes(b"x" * 300_000)
     with pytest.raises(SettingsError, match=r"the disk is full.*Nothing was drawn"):
         Writer(small_disk / "store", KEY).__enter__()
     (small_disk / "ballast").unlink()
