@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -18,9 +19,10 @@ def details() -> list[tuple[int, str]]:
 
 
 def functions_of(file: Path) -> set[str]:
-    return {n.name for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.FunctionDef)}
+    return {name for name, node in definitions(file.read_text()).items() if isinstance(node, ast.FunctionDef)}
 
 
+@cache
 def sections(notebook: Path) -> dict[str, str]:
     "The code of each section (up to the next heading of its level), by its anchor as Jupyter makes it."
     code: dict[str, str] = {}
@@ -66,21 +68,43 @@ def test_what_enforces_a_detail_exists() -> None:
     assert checked > 40
 
 
-def skipped(file: Path, test: str) -> list[str]:
-    "What may skip a test: marks of its module, and marks or calls in it or in a function or fixture of the file that it uses."
-    tree = ast.parse(file.read_text())
-    functions = {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+@cache
+def definitions(code: str) -> dict[str, ast.AST]:
+    "Functions and constants of a file's code by name."
+    tree = ast.parse(code)
     named = {t.id: n for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
-    todo, seen, found = [test, "pytestmark"], set(), []
+    return named | {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+
+
+def is_autouse(node: ast.AST) -> bool:
+    "Whether a fixture applies to every test in its reach."
+    decorators = [d for d in getattr(node, "decorator_list", []) if isinstance(d, ast.Call)]
+    return any(k.arg == "autouse" and ast.unparse(k.value) == "True" for d in decorators for k in d.keywords)
+
+
+def skipped(file: Path, test: str) -> list[str]:
+    """What may skip a test: marks of its module, and marks or calls in it or in a function or fixture that it uses.
+
+    Fixtures may be of the file or of a conftest.py above it, asked for by a parameter, by `usefixtures`, or automatic."""
+    conftests = [c for folder in reversed(file.parents) if (c := folder / "conftest.py").is_file()]
+    known: dict[str, ast.AST] = {}
+    for source in (*conftests, file):
+        known |= definitions(source.read_text())
+    todo, seen, found = [test, "pytestmark", *(name for name, node in known.items() if is_autouse(node))], set(), []
     while todo:
         name = todo.pop()
-        node: ast.AST | None = functions.get(name) or named.get(name)
-        if name in seen or node is None:
+        if name in seen or name not in known:
             continue
         seen.add(name)
-        for n in ast.walk(node):
+        for n in ast.walk(known[name]):
             if isinstance(n, ast.Attribute) and n.attr in ("skip", "skipif", "importorskip", "xfail"):
                 found.append(f"{name}: {n.attr}")
+            if (
+                isinstance(n, ast.Call)
+                and isinstance(n.func, ast.Attribute)
+                and n.func.attr in ("usefixtures", "getfixturevalue")
+            ):
+                todo += [str(a.value) for a in n.args if isinstance(a, ast.Constant)]
             todo += [n.id] if isinstance(n, ast.Name) else [n.arg] if isinstance(n, ast.arg) else []
     return found
 
@@ -93,6 +117,25 @@ def test_the_search_for_skipped_tests_finds_them(tmp_path: Path) -> None:
         "@pytest.fixture\ndef real():\n    pytest.importorskip('x')\n\ndef test_c(real):\n    pass\n\ndef test_d():\n    pass\n"
     )
     assert [bool(skipped(file, f"test_{x}")) for x in "abcd"] == [True, True, True, False]
+
+
+def test_the_search_for_skipped_tests_knows_fixtures_of_conftest(tmp_path: Path) -> None:
+    "Of every conftest.py above a test; the nearest one counts."
+    (tmp_path / "below").mkdir()
+    (tmp_path / "conftest.py").write_text(
+        "@pytest.fixture\ndef far(near):\n    pass\n\n@pytest.fixture\ndef near():\n    pytest.skip('')\n\n"
+        "@pytest.fixture\ndef again():\n    pytest.skip('')\n"
+    )
+    (tmp_path / "below/conftest.py").write_text("@pytest.fixture\ndef again():\n    pass\n")
+    file = tmp_path / "below/test_x.py"
+    file.write_text(
+        "def test_a(far):\n    pass\n\n@pytest.mark.usefixtures('near')\ndef test_b():\n    pass\n\n"
+        "def test_c(request):\n    request.getfixturevalue('near')\n\ndef test_d(again):\n    pass\n"
+    )
+    assert [bool(skipped(file, f"test_{x}")) for x in "abcd"] == [True, True, True, False]
+    with (tmp_path / "below/conftest.py").open("a") as f:
+        f.write("\n@pytest.fixture(autouse=True)\ndef real():\n    pytest.importorskip('x')\n")
+    assert skipped(file, "test_d") == ["real: importorskip"]
 
 
 def test_the_search_for_sections_without_an_assert_finds_them(tmp_path: Path) -> None:
