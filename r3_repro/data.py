@@ -40,12 +40,12 @@ def check_splits(
 
 # %% ../nbs/data.ipynb #7841edb7
 def as_rows(problems: list[Problem]) -> pd.DataFrame:
-    "Problems as a table: columns problem_id and problem (canonical JSON), one row a problem."
+    "Problems as a table: columns problem_id and problem (JSON, see `Problem.dumps`), one row a problem."
     return pd.DataFrame({"problem_id": [p.id for p in problems], "problem": [p.dumps() for p in problems]}, dtype="string")
 
 
 def split_hash(problems: list[Problem]) -> str:
-    "Hash of problems, their ids and their order."
+    "Hash of problems, their ids and their order, and of the order of the keys in them, in which prompts show tools."
     return digest([[p.id, p.dumps()] for p in problems])
 
 # %% ../nbs/data.ipynb #04e3f93d

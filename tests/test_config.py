@@ -159,7 +159,7 @@ def test_a_settings_file_of_another_program_does_no_harm(own_folder: Path) -> No
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[mine]\nbased_on = tinny\n", r"has no profile \[tinny\], only mine, paper, tiny, smoke; did you mean \[tiny\]"),
+        ("[mine]\nbased_on = tinny\n", r"has no profile \[tinny\], only mine, paper, paper-per-sequence, paper-top-k-50, tiny, smoke; did you mean \[tiny\]"),
         ("[mine]\nbased_on = mine\n", "circle: mine -> mine"),
         ("[mine]\nbased_on = a\n[a]\nbased_on = mine\n", "circle: mine -> a -> mine"),
         ("[mine]\nbased_on = tiny\n[miene.countdown]\nlow = 2\n", r"\[miene.countdown\]: there is no profile \[miene\]"),
@@ -178,8 +178,8 @@ def test_a_mistake_names_file_section_and_remedy(own_folder: Path, text: str, sa
 
 def test_a_file_with_a_byte_order_mark_and_other_letters_is_read(own_folder: Path) -> None:
     request = "Versuch es nochmal, Größe – 请再试"
-    (own_folder / "settings.ini").write_bytes(f"\ufeff[mine]\nbased_on = tiny\nretry_request = {request}\n".encode())
-    assert load_profile("mine").retry_request == request
+    (own_folder / "settings.ini").write_bytes(f"\ufeff[mine]\nbased_on = tiny\nretry_turn = {request}\n".encode())
+    assert load_profile("mine").retry_turn == request
 
 
 # ── Models ─────────────────────────────────────────────────────────────────────────────────────────────────────────

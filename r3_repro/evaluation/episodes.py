@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from r3_repro.analysis.results import rules_digest
-from r3_repro.config import Profile, model_path
+from r3_repro.config import Profile, model_path, with_first_names
 from r3_repro.data import dataset_hashes, load_split
 from r3_repro.engines.base import Completion, Engine, SamplingParams, complete, derive_seed
 from r3_repro.engines.factory import open_engine
@@ -69,7 +69,7 @@ def run_episodes(
     engine: Engine,
     task: Task,
     problems: list[Problem],
-    profile: Profile,  # decoding, retry request and seed
+    profile: Profile,  # decoding, retry turn and seed
     mode: str,  # "greedy" or "sampled"
     label: str = "",  # whose episodes, for the progress bars
 ) -> pd.DataFrame:
@@ -89,7 +89,7 @@ def run_episodes(
     again_at = [problems[i] for i in failed]
     asked = [reflection_messages(task, problems[i], attempts[i].text) for i in failed]
     reflections = step("reflection", again_at, asked, reflect)
-    again = [retry_messages(m, r.text, profile.retry_request) for m, r in zip(asked, reflections, strict=True)]
+    again = [retry_messages(m, r.text, profile.retry_turn) for m, r in zip(asked, reflections, strict=True)]
     for i, reflection, retry in zip(failed, reflections, step("retry", again_at, again, answer), strict=True):
         rows[i] |= completion_columns("reflection", reflection)
         rows[i] |= verdict_columns("retry", retry, task.verify(problems[i], retry.text))
@@ -146,7 +146,7 @@ def source_run(
     return other
 
 # %% ../../nbs/evaluation/episodes.ipynb #83641843
-_EVALUATED_BY = ["task", "retry_request", "temperature", "top_p", "max_answer_tokens", "max_reflection_tokens"]
+_EVALUATED_BY = ["task", "retry_turn", "temperature", "top_p", "max_answer_tokens", "max_reflection_tokens"]
 _EVALUATED_BY += ["modes", "eval_seed", "dtype", "tool_format"]
 
 
@@ -155,7 +155,7 @@ def evaluation_identity(
     path: str,  # of the weights
 ) -> dict[str, str]:
     "What decides the episodes, as hashes."
-    settings = {k: v for k, v in run.profile.model_dump(mode="json").items() if k in _EVALUATED_BY}
+    settings = with_first_names({k: v for k, v in run.profile.model_dump(mode="json").items() if k in _EVALUATED_BY})
     own = {"model": model_hash(path), "task": task_hash(get_task(run.profile.task)), "protocol": digest(settings)}
     return own | dataset_hashes(run)
 

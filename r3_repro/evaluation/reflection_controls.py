@@ -35,7 +35,16 @@ from r3_repro.evaluation.episodes import (
     verdict_columns,
 )
 from r3_repro.runs.layout import Run, model_path_for, write_manifest
-from r3_repro.tasks.base import Message, Problem, Task, bare_retry_messages, get_task, reflection_messages, retry_messages
+from r3_repro.tasks.base import (
+    RETRY_TURN,
+    Message,
+    Problem,
+    Task,
+    bare_retry_messages,
+    get_task,
+    reflection_messages,
+    retry_messages,
+)
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import locked, timed, write_parquet
 from r3_repro.utils.hashing import digest, file_hash
@@ -57,14 +66,14 @@ def control_messages(
     attempt: str,  # the failed one, as stored
     control: str,  # one of `config.CONTROLS`
     borrowed: str | None = None,  # the other problem's reflection, for `other` alone; may be an empty text
-    retry_request: str = "Now try again.",
+    retry_turn: str = RETRY_TURN,
 ) -> list[Message]:
     "The conversation that asks for a control's retry."
     if control not in CONTROLS or (borrowed is None) == (control == "other"):
         raise ValueError(f"control {control!r} with the borrowed reflection {borrowed!r}: 'other' needs one, {CONTROLS} are all")
     if control == "bare":
-        return bare_retry_messages(task, problem, attempt, retry_request)
-    return retry_messages(reflection_messages(task, problem, attempt), borrowed or "", retry_request)
+        return bare_retry_messages(task, problem, attempt, retry_turn)
+    return retry_messages(reflection_messages(task, problem, attempt), borrowed or "", retry_turn)
 
 # %% ../../nbs/evaluation/reflection_controls.ipynb #3bb947cf
 CONTROL_COLUMNS = [
@@ -98,7 +107,7 @@ def retry_again(
     said = dict(zip(failed.problem_id, failed.reflection, strict=True))
     problems = [Problem(name, json.loads(data)) for name, data in zip(who.problem_id, who.problem, strict=True)]
     asked = [
-        control_messages(task, p, attempt, control, said[lent[p.id]] if lent else None, profile.retry_request)
+        control_messages(task, p, attempt, control, said[lent[p.id]] if lent else None, profile.retry_turn)
         for p, attempt in zip(problems, who.attempt, strict=True)
     ]
     seeds = [derive_seed(profile.eval_seed, mode, "control", control, p.id) for p in problems]

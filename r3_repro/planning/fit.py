@@ -134,7 +134,7 @@ def check_empty(
 # %% ../../nbs/planning/fit.ipynb #c437c355
 def episode_frame(task: Task, problem: Problem, p: Profile, chars: str = "x") -> list[Message]:
     "The conversation before a retry, with attempt and reflection of one character, since some templates refuse empty ones."
-    return retry_messages(reflection_messages(task, problem, chars), chars, p.retry_request)
+    return retry_messages(reflection_messages(task, problem, chars), chars, p.retry_turn)
 
 
 def episode_tokens(

@@ -24,6 +24,7 @@ from r3_repro.planning.memory import (
     lengths_of,
     peak,
     remedies,
+    retry_turn_tokens,
     training_parts,
     training_problems,
     vllm_needs,
@@ -116,7 +117,8 @@ def step_seconds(p: Profile, s: Shape, tok: Lengths, m: Machine = H100) -> dict[
     cache_room = max(cache_room, 0.02 * m.memory * GIB)
     first = tok.prompt + tok.answer + request
     reflect = StepBatch(rows, first, tok.reflection, p.max_reflection_tokens, max(1, rows / p.num_generations) * first)
-    before, new = first + tok.reflection + request, rows * (tok.reflection + request)
+    turn = request + min(tok.prompt, retry_turn_tokens(p, tok))
+    before, new = first + tok.reflection + turn, rows * (tok.reflection + turn)
     retry = StepBatch(rows, before, tok.answer, p.max_answer_tokens, new)
     sync = 2 * n / (m.bandwidth * m.streaming) + (4 * n / (m.link * m.linking) if p.sharding != "none" else 0)
     return {
@@ -151,8 +153,8 @@ def evaluation_seconds(p: Profile, s: Shape, tok: Lengths, m: Machine) -> float:
     n, first = p.test_size * len(p.modes), tok.prompt + tok.answer + TEMPLATE_TOKENS / 2
     seconds = bulk_seconds(p, s, tok, m, n, tok.prompt, tok.answer, n)
     seconds += bulk_seconds(p, s, tok, m, n * m.failed, first, tok.reflection, n * m.failed)
-    retries = n * m.failed * (1 + len(p.controls))
-    return seconds + bulk_seconds(p, s, tok, m, retries, first + tok.reflection + TEMPLATE_TOKENS / 2, tok.answer, retries)
+    retries, turn = n * m.failed * (1 + len(p.controls)), TEMPLATE_TOKENS / 2 + min(tok.prompt, retry_turn_tokens(p, tok))
+    return seconds + bulk_seconds(p, s, tok, m, retries, first + tok.reflection + turn, tok.answer, retries)
 
 
 def stage_hours(p: Profile, s: Shape, tok: Lengths, m: Machine, train: bool = True) -> pd.DataFrame:

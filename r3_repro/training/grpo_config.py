@@ -74,7 +74,7 @@ def _objective(p: Profile) -> dict[str, Any]:
 def _sampling(p: Profile) -> dict[str, Any]:
     "How completions are decoded."
     return dict(
-        temperature=p.temperature, top_p=p.top_p, top_k=0, min_p=None, repetition_penalty=1.0, generation_kwargs=None,
+        temperature=p.temperature, top_p=p.top_p, top_k=p.top_k, min_p=None, repetition_penalty=1.0, generation_kwargs=None,
         chat_template_kwargs=None, cast_lm_head_to_fp32=False,
     )  # fmt: skip
 

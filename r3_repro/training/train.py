@@ -27,7 +27,7 @@ from r3_repro.planning.memory import vllm_context
 from r3_repro.runs.distributed import check_processes
 from r3_repro.runs.identity import ensure_identity, model_hash, task_hash
 from r3_repro.runs.layout import Run, write_manifest
-from r3_repro.tasks.base import get_task
+from r3_repro.tasks.base import get_task, retry_messages
 from r3_repro.training.callbacks import MarkCheckpoints, TrainingLog, add_curves, read_log, remove_unfinished, resume_point
 from r3_repro.training.grpo_config import arm_of, grpo_config, lora_config, training_set, with_matched_batch
 from r3_repro.training.model_card import write_card
@@ -47,10 +47,11 @@ def longest_sequence(
     loss_on_attempt: bool = False,  # no reflection and no retry
 ) -> int:
     "Tokens of the longest sequence that training can meet; `SettingsError` if the model's context is shorter."
-    prompts = {json.dumps(m, sort_keys=True): m for m in data["prompt"]}.values()
-    prompt = max(len(render(tokenizer, m)) for m in prompts)
-    again = 0 if loss_on_attempt else p.max_reflection_tokens + len(tokenizer(p.retry_request).input_ids) + 16
-    need = prompt + p.max_answer_tokens + again
+    said = [*{json.dumps(m, sort_keys=True): m for m in data["prompt"]}.values()]
+    if not loss_on_attempt:
+        said = [retry_messages(m, "x", p.retry_turn) for m in said]
+    need = max(len(render(tokenizer, m)) for m in said) + p.max_answer_tokens
+    need += 0 if loss_on_attempt else p.max_reflection_tokens
     if need > context:
         raise SettingsError(
             f"[{p.name}] the longest failure needs {need} tokens with reflection and retry, the model's context has {context}: "
@@ -101,7 +102,7 @@ def build_trainer(
 STOPS = {name for name in TrainingSettings.model_fields if name.startswith("stop_")}
 "Settings that say when a run stops by itself."
 
-_TRAINED_BY = {*TrainingSettings.model_fields, "task", "dtype", "tool_format", "retry_request", "temperature", "top_p"}
+_TRAINED_BY = {*TrainingSettings.model_fields, "task", "dtype", "tool_format", "retry_turn", "temperature", "top_p"}
 _TRAINED_BY |= {"max_answer_tokens", "max_reflection_tokens", "processes"}
 _TRAINED_BY -= {"save_steps", "sample_steps", "report_to", "shared_prefix", *STOPS}
 _TRAINED_BY -= {"vllm_gpu_memory_utilization", "vllm_server_base_url", "vllm_group_port"}

@@ -93,7 +93,7 @@ class _GenerateRetries(GRPOTrainer):
 
     def generate_retries(self, prompts: list[list[Message]], reflections: list[str]) -> tuple[list, list, Any]:
         "The paper's `second_step`: one retry per reflection; ids of conversations and retries, log-probabilities if known."
-        asked = [retry_messages(p, r, self.run.profile.retry_request) for p, r in zip(prompts, reflections, strict=True)]
+        asked = [retry_messages(p, r, self.run.profile.retry_turn) for p, r in zip(prompts, reflections, strict=True)]
         ids, images, fields = self._tokenize_prompts(asked)
         with timed(self.seconds, "retry"), length_limit(self, self.run.profile.max_answer_tokens):
             retries, logprobs = self._generate_single_turn(ids, images, fields, num_generations=1)

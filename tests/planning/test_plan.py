@@ -211,4 +211,4 @@ def test_vllm_keeps_room_for_twice_the_longest_conversation() -> None:
 
 def test_lengths_stay_within_the_limits() -> None:
     p = load_profile("paper", max_answer_tokens=100, max_reflection_tokens=50)
-    assert lengths_of(p, prompt=10) == Lengths(10, 200, 100, 50)
+    assert lengths_of(p, prompt=10) == Lengths(10, 200, 100, 50, question=200)

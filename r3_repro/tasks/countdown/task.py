@@ -13,7 +13,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,12 @@ def countdown_prompt(
 ) -> str:
     "The user message of the first attempt."
     nums = ", ".join(map(str, problem.data["nums"]))
+    thinking = problem.data.get("chain_of_thought", True)
     return (
         f"Using the numbers [{nums}], write an expression that equals {problem.data['target']}. "
-        "Use every number exactly once, with the operations +, -, * and / only. You may think first. "
-        f"End with the expression in answer tags, for example {OPEN} (1 + 2) / 3 {CLOSE}."
+        "Use every number exactly once, with the operations +, -, * and / only. "
+        + ("You may think first. End with the expression" if thinking else "Write only the expression,")
+        + f" in answer tags, for example {OPEN} (1 + 2) / 3 {CLOSE}."
     )
 
 # %% ../../../nbs/tasks/countdown/task.ipynb #6170ba91
@@ -158,6 +160,7 @@ COUNTDOWN_OPTIONS: dict[str, Any] = {
     "high": 99,
     "target_low": 10,
     "target_high": 100,
+    "chain_of_thought": True,  # whether the prompt allows thinking before the answer
 }
 "Options of `countdown_problems` and their defaults."
 
@@ -191,7 +194,8 @@ def countdown_problems(
         if split == "train" and (left := len(found) - test) < train:
             warnings.warn(f"{source}: train_size = {train:,}, but only {left:,} problems are left", stacklevel=2)
     order = np.random.default_rng(o["data_seed"]).permutation(len(found))
-    return [found[i] for i in (order[:test] if split == "test" else order[test : test + train])]
+    chosen = [found[i] for i in (order[:test] if split == "test" else order[test : test + train])]
+    return chosen if o["chain_of_thought"] else [replace(p, data=p.data | {"chain_of_thought": False}) for p in chosen]
 
 # %% ../../../nbs/tasks/countdown/task.ipynb #6e919e2f
 SOLVED = 500
@@ -209,7 +213,7 @@ def countdown_histograms(
         "numbers in a problem": [len(p.data["nums"]) for p in problems],
         "number": [n for p in problems for n in p.data["nums"]],
         "target": [p.data["target"] for p in problems],
-        f"distinct solutions{sample}": [len(solve(**p.data)) for p in solved],
+        f"distinct solutions{sample}": [len(solve(p.data["nums"], p.data["target"])) for p in solved],
     }
     return {name: {str(v): n for v, n in sorted(Counter(seen).items())} for name, seen in values.items()}
 
