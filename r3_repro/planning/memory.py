@@ -10,6 +10,7 @@ __all__ = ['LENGTHS', 'TEMPLATE_TOKENS', 'GIB', 'H100', 'MOMENTS', 'TILE', 'Leng
 
 # %% ../../nbs/planning/memory.ipynb #a3bb709b
 import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -162,8 +163,7 @@ def micro_batch(
 ) -> MicroBatch:
     "A micro-batch of a profile's training; a group that it splits has its prompt in each part."
     rows, group = p.per_device_train_batch_size, p.num_generations
-    whole = rows % group == 0 or group % rows == 0
-    prompts = -(-rows // group) if whole else (rows - 2) // group + 2  # a group may begin in the middle
+    prompts = -(-(rows + group - math.gcd(rows, group)) // group)  # at most: where the first group is cut
     return MicroBatch(rows, prompts if p.shared_prefix else rows, prompt, completion, p.shared_prefix)
 
 # %% ../../nbs/planning/memory.ipynb #540c76b6

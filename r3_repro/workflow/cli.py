@@ -211,6 +211,8 @@ def _plan(
     model: Annotated[str, typer.Option(help="folder or hub name [the profile's]")] = "",
     settings: Settings = None,
     gpu_memory: Annotated[float, typer.Option(metavar="GIB", help="memory of one GPU that a program can have")] = 79.0,
+    host_memory: Annotated[float, typer.Option(metavar="GIB", help="main memory of the machine")] = float("inf"),
+    disk: Annotated[float, typer.Option(metavar="GIB", help="free on the disk of the run tree")] = float("inf"),
     evaluate_only: Annotated[bool, typer.Option("--evaluate-only", help="no training: the model is a baseline")] = False,
     prompt_tokens: Tokens = None,
     longest_prompt_tokens: Tokens = None,
@@ -229,7 +231,7 @@ def _plan(
     with exit_on_user_error():
         changed = dict(_assignment(text) for text in settings or [])
         p = load_profile(profile, **{"task": task, "model": model} | changed)
-        text, refuse = make_plan(p, gpu_memory, evaluate_only, **lengths)
+        text, refuse = make_plan(p, gpu_memory, evaluate_only, host_memory, disk, **lengths)
         typer.echo(text)
         refuse()
 

@@ -3,19 +3,35 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from huggingface_hub import constants
 from support import REPOSITORY
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from r3_repro.config import find_home, inconsistencies, load_profile, model_path
-from r3_repro.planning.memory import H100, Lengths, generation_problems, lengths_of, remedies, training_problems, vllm_context
-from r3_repro.planning.models import MODELS, contamination, parameters, shape_of
+from r3_repro.planning import room
+from r3_repro.planning.memory import (
+    H100,
+    Lengths,
+    MicroBatch,
+    generation_problems,
+    lengths_of,
+    remedies,
+    training_problems,
+    vllm_context,
+)
+from r3_repro.planning.models import MODELS, contamination, parameters, random_model, shape_of
+from r3_repro.planning.plan import pass_flops
+from r3_repro.planning.room import check_room, room_needed
 from r3_repro.runs.launch import stage_command
 from r3_repro.runs.layout import open_run
+from r3_repro.training.shared_prefix import ATTN_NAME, pack, prefix_parts
 from r3_repro.utils.errors import SettingsError
 from r3_repro.workflow.cli import app
 
@@ -81,6 +97,63 @@ def test_the_models_of_the_published_tables_are_there(table: str, task: str) -> 
         assert ours[plain(row)].trained == ("not trained" not in row)
     for row in set(rows) - set(single):  # several in one row: each is named in it
         assert any(plain(name) in plain(row.replace("(", " ").replace("/", " Qwen-2.5-")) for name in ours), row
+
+
+# ── Shared prefixes ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_pass_over_packed_rows_is_counted_as_torch_counts_it() -> None:
+    s = replace(MODELS["Qwen/Qwen2.5-7B-Instruct"].shape, layers=2)  # type: ignore[type-var]
+    ids = torch.arange(40).repeat(8, 3)
+    ids[:, 100:] = torch.arange(8)[:, None]
+    packed = pack(ids, torch.ones_like(ids), 20)
+    parts, length = prefix_parts(packed.block), packed.input_ids.size(1)
+    moved = {k: getattr(parts, k).to("meta") for k in ("column", "seen", "flat")}
+    parts = replace(parts, **moved, at=(parts.at[0].to("meta"), parts.at[1].to("meta")))
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = random_model(s)
+        model.set_attn_implementation(ATTN_NAME)
+        passing, positions = torch.ones(1, 1, 1, length, dtype=torch.bool), torch.arange(length)[None]
+        words = torch.zeros(1, length, s.hidden)
+        how = {"attention_mask": passing, "position_ids": positions, "shared_prefix": parts, "use_cache": False}
+        model.model(inputs_embeds=words, **how)
+    batch = MicroBatch(8, 1, 100, 20, shared=True)
+    assert length == batch.tokens and counter.get_total_flops() / pass_flops(s, batch) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_micro_batch_that_splits_groups_is_warned_of() -> None:
+    _, whole, _ = said("--model", "Qwen/Qwen2.5-7B-Instruct")
+    code, split, _ = said("--model", "Qwen/Qwen2.5-7B-Instruct", "--set", "per_device_train_batch_size=4")
+    assert code == 0 and "WARNING" not in whole and "--set per_device_train_batch_size=8" in split
+    now, then = map(float, re.findall(r"an update takes ([\d.]+) s, and ([\d.]+) with", split)[0])
+    assert then < now and f"update {then:.1f}" in whole and f"update {now:.1f}" in split
+    _, plain, _ = said("--set", "per_device_train_batch_size=4", "--set", "shared_prefix=false")
+    assert "splits groups" not in plain
+
+
+# ── Main memory and disk ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_memory_and_disk_are_shown_and_refused() -> None:
+    code, out, _ = said("--model", "meta-llama/Llama-3.1-8B-Instruct")
+    assert code == 0 and "Main memory: 59.8 GiB" in out and "Disk: 269.2 GiB" in out
+    code, _, err = said("--model", "meta-llama/Llama-3.1-8B-Instruct", "--host-memory", "80", "--disk", "200")
+    assert code == 2 and "main memory, there are 80.0" in err and "of disk" in err
+    assert said("--model", "meta-llama/Llama-3.1-8B-Instruct", "--host-memory", "120", "--disk", "300")[0] == 0
+
+
+def test_a_training_is_refused_on_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "What its own checkpoints take is not counted against it: they are replaced."
+    run = open_run("tiny", root=str(tmp_path))
+    need = room_needed(run.profile, shape_of(run.profile.model))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage._replace(free=int(need.disk) - 1000))
+    with pytest.raises(SettingsError, match="of disk"):
+        check_room(run)
+    old = run.training / "checkpoints/checkpoint-1"
+    old.mkdir(parents=True)
+    (old / "optimizer.pt").write_bytes(bytes(1001))
+    check_room(run)
 
 
 # ── What does not fit ──────────────────────────────────────────────────────────────────────────────────────────────
