@@ -26,7 +26,7 @@ from pydantic import BaseModel, NonNegativeInt
 from transformers import AutoConfig
 
 from r3_repro.engines.base import Completion, Request, SamplingParams, check_context_length
-from r3_repro.engines.chat import load_tokenizer, max_context_length, to_token_ids
+from r3_repro.engines.chat import USUAL_CONTROL, as_text, load_tokenizer, max_context_length, to_token_ids
 from r3_repro.engines.server_protocol import (
     EXTENSIONS,
     REFUSALS,
@@ -161,7 +161,7 @@ def _prompt(pool: _Pool, prompt: list[int] | list[Message]) -> list[int] | list[
         return to_token_ids(pool.tokenizer, prompt)
     if not prompt or not isinstance(prompt[0], dict):
         raise ValueError("server_api = chat takes conversations, not token ids: use server_api = completions")
-    messages, tools = split_tools(prompt)  # type: ignore[arg-type]
+    messages, tools = split_tools(as_text(prompt, USUAL_CONTROL))  # type: ignore[arg-type]
     return with_tools(messages, tools, "hermes" if pool.tool_format == "hermes" else "json") if tools else messages
 
 # %% ../../nbs/engines/server.ipynb #764e4590

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationEr
 
 from r3_repro.engines.base import Completion, SamplingParams
 from r3_repro.tasks.base import Message
+from r3_repro.tasks.tool_prompts import DATE
 from r3_repro.utils.errors import EngineError
 
 # %% ../../nbs/engines/server_protocol.ipynb #683a6178
@@ -40,7 +41,9 @@ def request_body(
     }
     body |= {"stop": list(sampling.stop)} if sampling.stop else {}
     body |= {"logprobs": True if chat else 1} if sampling.logprobs else {}
-    return body | extensions | ({"return_token_ids": True} if extensions and not chat else {})
+    if extensions:  # a chat server renders by itself: with the date that `render` shows
+        body |= {"chat_template_kwargs": {"date_string": DATE}} if chat else {"return_token_ids": True}
+    return body | extensions
 
 # %% ../../nbs/engines/server_protocol.ipynb #cc4175df
 class BrokenAnswer(Exception):

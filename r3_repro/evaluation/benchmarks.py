@@ -85,8 +85,11 @@ def as_lm(
 
     from r3_repro.engines.chat import load_tokenizer
     from r3_repro.engines.hf import load_model
+    from r3_repro.tasks.tool_prompts import FIXED_DATE
 
-    return HFLM(pretrained=load_model(path, dtype), tokenizer=load_tokenizer(path), batch_size=batch_size, add_bos_token=False)
+    lm = HFLM(pretrained=load_model(path, dtype), tokenizer=load_tokenizer(path), batch_size=batch_size, add_bos_token=False)
+    lm.chat_template_args |= FIXED_DATE  # its own rendering must not depend on the day either
+    return lm
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #28ffc1cb
 def load_tasks(
