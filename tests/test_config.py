@@ -8,7 +8,17 @@ import pytest
 from support import REPOSITORY
 
 from r3_repro import config
-from r3_repro.config import Profile, load_profile, model_folder, model_path, settings_files
+from r3_repro.config import (
+    ADDED,
+    ProcessSettings,
+    Profile,
+    TrainingSettings,
+    load_profile,
+    model_folder,
+    model_path,
+    settings_files,
+    with_first_names,
+)
 from r3_repro.runs.layout import open_run
 from r3_repro.utils import paths
 from r3_repro.utils.errors import SettingsError
@@ -159,7 +169,10 @@ def test_a_settings_file_of_another_program_does_no_harm(own_folder: Path) -> No
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[mine]\nbased_on = tinny\n", r"has no profile \[tinny\], only mine, paper, paper-per-sequence, paper-top-k-50, tiny, smoke; did you mean \[tiny\]"),
+        (
+            "[mine]\nbased_on = tinny\n",
+            r"has no profile \[tinny\], only mine, paper, paper-per-sequence, paper-top-k-50, tiny, smoke; did you mean \[tiny\]",
+        ),
         ("[mine]\nbased_on = mine\n", "circle: mine -> mine"),
         ("[mine]\nbased_on = a\n[a]\nbased_on = mine\n", "circle: mine -> a -> mine"),
         ("[mine]\nbased_on = tiny\n[miene.countdown]\nlow = 2\n", r"\[miene.countdown\]: there is no profile \[miene\]"),
@@ -202,3 +215,11 @@ def test_a_model_is_looked_for_here_then_in_the_home(own_folder: Path, monkeypat
     assert model_folder("models/one") == Path("models/one")
     with pytest.raises(SettingsError, match=r"models/one lacks config.json, tokenizer_config.json"):
         model_path(load_profile("smoke", model="models/one"))
+
+
+def test_how_processes_run_is_no_part_of_what_was_trained() -> None:
+    "Runs that were stored before these settings existed, or with others, go on."
+    ours = set(ProcessSettings.model_fields)
+    assert ours == {"ddp_timeout", "layer_kernels"} and not ours & set(TrainingSettings.model_fields)
+    p = load_profile("tiny")
+    assert all(ADDED[name] == getattr(p, name) for name in ours) and not ours & with_first_names(p.flat()).keys()

@@ -200,8 +200,8 @@ def _room_line(p: Profile, s: Shape) -> str:
     need = room_needed(p, s)
     return (
         f"Main memory: {need.loading / GIB:.1f} GiB while weights are loaded, {need.saving / GIB:.1f} at the end, and about "
-        f"{need.programs / GIB:.0f} for the programs. Disk: {need.disk / GIB:.1f} GiB (checkpoints of {need.checkpoint / GIB:.1f}, "
-        f"at most three at a time), then {need.model / GIB:.1f} for each trained model"
+        f"{need.programs / GIB:.0f} for the programs. Disk: {need.disk / GIB:.1f} GiB (checkpoints of "
+        f"{need.checkpoint / GIB:.1f}, at most three at a time), then {need.model / GIB:.1f} for each trained model"
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from r3_repro.config import Profile, load_profile
-from r3_repro.runs.distributed import ON_EACH, launch_line, machines
+from r3_repro.runs.distributed import ON_EACH, launch_line, machines, training_environment
 from r3_repro.runs.layout import Run
 from r3_repro.runs.preflight import preflight
 from r3_repro.utils.errors import ERROR_PREFIX, SettingsError
@@ -102,7 +102,8 @@ def run_stage(
     progress = os.environ.get("R3_PROGRESS")
     with contextlib.ExitStack() as stack:
         follow = stack.enter_context(open(progress, "ab", buffering=0)) if progress else None
-        env = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
+        more = training_environment() if stage == "train" else {}
+        env = os.environ | {"PYTHONUNBUFFERED": "1"} | more | environment
         process = subprocess.Popen(stage_command(stage, run, *extra), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
         stack.callback(process.kill)
         tail, refusal = _read_output(process, follow)

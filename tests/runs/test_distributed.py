@@ -16,7 +16,9 @@ from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from r3_repro.config import load_profile
+from r3_repro.runs import launch as launching
 from r3_repro.runs.distributed import CONFIGS, Machines, launch_line
+from r3_repro.runs.layout import open_run
 
 FILES = sorted(CONFIGS.glob("*.yaml"))
 
@@ -51,6 +53,21 @@ def test_a_file_has_only_keys_that_accelerate_knows(file: Path) -> None:
 
 def test_one_process_is_started_without_a_launcher() -> None:
     assert launch_line(load_profile("smoke"), Machines()) == [sys.executable, "-m"]
+
+
+@pytest.mark.parametrize(("stage", "growing"), [("train", True), ("mine", False)])
+def test_training_gets_memory_in_segments_that_grow(
+    stage: str, growing: bool, tmp_path: Path, own_environment: pytest.MonkeyPatch
+) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        own_environment.delenv(name, raising=False)
+    said = "import os; print(os.environ.get('PYTORCH_ALLOC_CONF'))"
+    own_environment.setattr(launching, "preflight", lambda *_: None)
+    own_environment.setattr(launching, "stage_command", lambda *_: [sys.executable, "-c", said])
+    run = open_run("smoke", root=str(tmp_path))
+    assert launching.run_stage(stage, run) == ("expandable_segments:True" if growing else "None")
+    own_environment.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:128")
+    assert launching.run_stage(stage, run) == "None", "a choice of one's own is kept"
 
 
 def test_several_processes_are_started_by_torchrun() -> None:
