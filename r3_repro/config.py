@@ -604,7 +604,8 @@ def value_sources(
         if not (found := _SOURCE.fullmatch(line.rstrip())):
             raise SettingsError(f"[{section}] {line}: end it with its source, as in `# ours: why`; {', '.join(SOURCE_LETTERS)}")
         out.append(ValueSource(section, *(part or "" for part in found.groups())))
-    rest = [k for k in Profile.model_fields if k not in {"name", "options", *(s.setting for s in out)}]
+    said = {s.setting for s in out if s.section in (profile, *(f"{profile}.{task}" for task in BUILT_IN))}
+    rest = [k for k in Profile.model_fields if k not in {"name", "options", *said}]
     values = {k: Profile.model_fields[k].get_default(call_default_factory=True) for k in rest}
     return out + [ValueSource(profile, k, str(v), "ours", "the default of this package") for k, v in values.items()]
 
