@@ -61,6 +61,7 @@ def _plain_source(node: Any, name: Callable[[ast.AST], str | None]) -> Any:
     return [type(node).__name__, *([k, _plain_source(v, name)] for k, v in sorted(fields.items()))]
 
 # %% ../../nbs/utils/hashing.ipynb #826bc7f8
+@functools.cache
 def _parsed(thing: Any) -> ast.AST | None:
     "The definition of a function or class, nameless; None where its source cannot be read (a lambda, a built-in)."
     try:
