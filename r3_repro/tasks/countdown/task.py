@@ -21,6 +21,7 @@ import numpy as np
 
 from r3_repro.tasks.base import Problem, Task
 from r3_repro.tasks.countdown.generator import CHUNK, World, generate, make_countdown_problem, solvable, solve
+from r3_repro.tasks.countdown.leak import contains_solution
 from r3_repro.tasks.countdown.verifier import CLOSE, EXPRESSION_ERRORS, EXPRESSION_RULES, OPEN, verify_expression
 
 # %% ../../../nbs/tasks/countdown/task.ipynb #18d0b757
@@ -252,5 +253,6 @@ TASK = Task(
     options=COUNTDOWN_OPTIONS,
     describe=countdown_histograms,
     facts=countdown_facts,
+    leaks=contains_solution,
 )
 "The Countdown task."

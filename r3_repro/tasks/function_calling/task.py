@@ -22,6 +22,7 @@ from typing import Any
 import pandas as pd
 
 from r3_repro.tasks.base import Problem, Task
+from r3_repro.tasks.function_calling.leak import contains_calls
 from r3_repro.tasks.function_calling.matcher import CALL_ERRORS, CALL_RULES, verify_calls
 from r3_repro.tasks.function_calling.rows import call_row
 from r3_repro.tasks.function_calling.schema import _KINDS, BrokenJSON, Unusable, decode, plain
@@ -346,5 +347,6 @@ TASK = Task(
     tools=tool_schemas,
     refused=refused,
     facts=compare_with_paper,
+    leaks=contains_calls,
 )
 "The function-calling task."
