@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from r3_repro.training.monitoring import TrainingStopped, check_health
+from r3_repro.training.monitoring import TrainingStopped, check_health, completion_shares
 from r3_repro.training.trainer import R3Trainer, step_metrics
 from r3_repro.utils.files import atomic
 
@@ -42,10 +42,13 @@ def log_row(
     counted: dict[str, float],  # `R3Trainer.counted`
     seconds: dict[str, float],  # `R3Trainer.seconds`
     whole: float,  # wall time of the step, seconds
+    max_grad_norm: float,  # where gradients are clipped
 ) -> dict[str, Any]:
     "One step's row of the log: see the glossary."
     row: dict[str, Any] = {ours: logs.get(theirs) for theirs, ours in _FROM_TRL.items()}
-    return row | step_metrics(counted, seconds) | {"seconds_update": round(whole - sum(seconds.values()), 4)}
+    row |= step_metrics(counted, seconds) | completion_shares(counted)
+    row["grad_clipped"] = None if row["grad_norm"] is None else int(row["grad_norm"] > max_grad_norm)
+    return row | {"seconds_update": round(whole - sum(seconds.values()), 4)}
 
 # %% ../../nbs/training/callbacks.ipynb #7b813172
 def append_jsonl(
@@ -98,7 +101,8 @@ class TrainingLog(TrainerCallback):
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         t = self.trainer
-        row = {"step": state.global_step} | log_row(logs, t.counted, t.seconds, time.perf_counter() - self.started)
+        row = {"step": state.global_step}
+        row |= log_row(logs, t.counted, t.seconds, time.perf_counter() - self.started, args.max_grad_norm)
         append_jsonl(self.folder / "log.jsonl", [row])
         append_jsonl(self.folder / "samples.jsonl", t.samples)
         t.samples.clear()

@@ -18,7 +18,7 @@ def glossary() -> dict[str, str]:
 
 
 def test_every_column_is_explained_and_no_other() -> None:
-    columns = log_row({}, defaultdict(float), {}, 0.0)
+    columns = log_row({}, defaultdict(float), {}, 0.0, 1.0)
     assert sorted(glossary()) == sorted(columns)
 
 
