@@ -194,13 +194,16 @@ def activation_parts(p: Profile, s: Shape, tok: Lengths) -> list[MemoryPart]:
     masks = (1 if p.gradient_checkpointing else s.layers) * (2 if half else 4) + 1  # each layer makes numbers of it
     masked = b.rows * (completion + 1) * (b.prompt + completion) if b.shared else b.pairs
     words = min(s.vocab, TILE[1])
-    tile = min(b.rows * completion, TILE[0]) * words * (2 if half else 4)
+    size = 2 if half and not p.cast_lm_head_to_fp32 else 4
+    tile = min(b.rows * completion, TILE[0]) * words * size
     gradient = 0 if p.lora_r else 4 * s.vocab * s.hidden
     how = "with" if p.gradient_checkpointing else "without"
     return [
         MemoryPart(f"activations, {how} gradient checkpointing", stored, "update"),
         MemoryPart("attention mask", masks * masked, "update"),
-        MemoryPart("logits, a tile, and the gradient of the output embedding", tile + gradient + words * s.hidden * 2, "update"),
+        MemoryPart(
+            "logits, a tile, and the gradient of the output embedding", tile + gradient + words * s.hidden * size, "update"
+        ),
     ]
 
 # %% ../../nbs/planning/memory.ipynb #817e2ee6
