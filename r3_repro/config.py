@@ -634,12 +634,14 @@ def _nearest_folder(name: str) -> str:
 def model_path(
     profile: Profile,
 ) -> str:
-    "Folder, hub name, or a chat server's name of the model; raises `SettingsError` for a folder that is no model, or not there."
+    "Folder, hub name (with @revision), or a chat server's name; raises `SettingsError` for a folder that is no model."
     name, where = profile.model, f"settings.ini [{profile.name}] model = {profile.model!r}"
     if folder := model_folder(name):
         missing = [f for f in ("config.json", "tokenizer_config.json") if not (folder / f).is_file()]
         if missing or not list(folder.glob("*.safetensors")):
             raise SettingsError(f"{where}: {folder} lacks {', '.join(missing) or '*.safetensors'}")
+        if profile.revision:
+            raise SettingsError(f"{where} is a folder, which has no revision = {profile.revision!r}: leave that empty")
         return str(folder)
     if profile.engine == "server" and profile.server_api == "chat" and not name.startswith((".", "/", "~")):
         return name  # only the server has to know it
@@ -647,4 +649,4 @@ def model_path(
         raise SettingsError(f"{where}: no such folder, and not a hub name of the form owner/name")
     if near := _nearest_folder(name):
         raise SettingsError(f"{where}: {near}")
-    return name
+    return f"{name}@{profile.revision}" if profile.revision else name

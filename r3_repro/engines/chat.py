@@ -18,15 +18,17 @@ from r3_repro.tasks.base import Message, assistant, user
 from r3_repro.tasks.tool_prompts import FIXED_DATE, shown
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.hashing import digest
+from r3_repro.utils.paths import hub_revision
 
 
 # %% ../../nbs/engines/chat.ipynb #f43145bd
 def load_tokenizer(
-    path: str,  # a folder or hub name
+    path: str,  # a folder, a hub name, or owner/name@revision
     tool_format: str = "auto",  # how tools are shown to the model: "template", "hermes", "json", or "auto" (see `tool_prompts`)
 ) -> Any:
     "The tokenizer of a model, padding on the left; raises `SettingsError` if it has no chat template."
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    name, revision = hub_revision(path)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
     if not tokenizer.chat_template:
         raise SettingsError(f"model {path!r} has no chat template: use an instruction-tuned model, or add one to its tokenizer")
     if tokenizer.pad_token_id is None:
@@ -44,7 +46,7 @@ def control_tokens(
     tokenizer: Any,
     template: str,  # its chat template
 ) -> re.Pattern[str]:
-    "What the tokenizer reads as a control token: its special tokens, and the added ones that the template writes around messages."
+    "What the tokenizer reads as control: its special tokens, and the added ones that the template writes around messages."
     frame = tokenizer.apply_chat_template(
         [user("x"), assistant("x"), user("x")], chat_template=template, tokenize=False, **FIXED_DATE
     )

@@ -15,6 +15,7 @@ from transformers.utils import logging as hf_logging
 
 from r3_repro.engines.base import Completion, Request, SamplingParams, check_context_length
 from r3_repro.engines.chat import end_tokens, load_tokenizer, max_context_length, to_completion, to_token_ids
+from r3_repro.utils.paths import hub_revision
 
 
 # %% ../../nbs/engines/hf.ipynb #1e3352ee
@@ -25,7 +26,9 @@ def load_model(
 ) -> Any:
     "A causal language model with neutral generation defaults, from safetensors only."
     hf_logging.disable_progress_bar()
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True)
+    name, revision = hub_revision(path)
+    how = {"revision": revision, "dtype": getattr(torch, dtype), "use_safetensors": True}
+    model: Any = AutoModelForCausalLM.from_pretrained(name, **how)
     own = model.generation_config
     model.generation_config = GenerationConfig(
         bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id

@@ -41,6 +41,7 @@ from r3_repro.engines.server_protocol import (
 from r3_repro.tasks.base import Message, user
 from r3_repro.tasks.tool_prompts import split_tools, with_tools
 from r3_repro.utils.errors import EngineError, SettingsError
+from r3_repro.utils.paths import hub_revision
 
 
 # %% ../../nbs/engines/server.ipynb #e7d65f2d
@@ -480,7 +481,8 @@ class Servers:
 # %% ../../nbs/engines/server.ipynb #21e02b09
 def _own_context(path: str, api: str) -> int:
     "The context from a model's own configuration, for servers that do not report theirs; no limit for chat: the server checks."
-    return max_context_length(AutoConfig.from_pretrained(path)) if api == "completions" else 10**9
+    name, revision = hub_revision(path)
+    return max_context_length(AutoConfig.from_pretrained(name, revision=revision)) if api == "completions" else 10**9
 
 # %% ../../nbs/engines/server.ipynb #bb9f0484
 def open_servers(
@@ -501,7 +503,9 @@ def open_servers(
         raise SettingsError("tool_format = template needs server_api = completions; for chat, set json or hermes")
     tokenizer = load_tokenizer(path, tool_format) if api == "completions" else None
     known = [Server(u, _client(u, timeout, retries)) for u in dict.fromkeys(u.rstrip("/") for u in urls)]
-    pool = _Pool(known, api, path, tokenizer, tool_format, concurrency, timeout, patience, rest, asyncio.new_event_loop())
+    pool = _Pool(
+        known, api, hub_revision(path)[0], tokenizer, tool_format, concurrency, timeout, patience, rest, asyncio.new_event_loop()
+    )
     thread = threading.Thread(target=pool.loop.run_forever, name="servers", daemon=True)
     thread.start()
     engine = Servers(pool, thread)

@@ -19,6 +19,7 @@ from r3_repro.config import Profile
 from r3_repro.engines.chat import max_context_length, render
 from r3_repro.tasks.base import Message, Problem, Task, assistant, attempt_messages, reflection_messages, retry_messages, user
 from r3_repro.utils.errors import SettingsError
+from r3_repro.utils.paths import hub_revision
 
 
 # %% ../../nbs/planning/fit.ipynb #22e8e5de
@@ -36,7 +37,8 @@ def measure_model(
 ) -> ModelSize:
     "Count a model's parameters without loading it; raises `SettingsError` if there is no such model, or no causal one."
     try:
-        config = AutoConfig.from_pretrained(path)
+        name, revision = hub_revision(path)
+        config = AutoConfig.from_pretrained(name, revision=revision)
         with torch.device("meta"):
             parameters = AutoModelForCausalLM.from_config(config).num_parameters()
     except (OSError, ValueError) as e:

@@ -18,24 +18,28 @@ from r3_repro.utils.errors import SettingsError
 def hub_commit(
     name: str,  # owner/name
     kind: str = "model",  # or "dataset"
+    revision: str = "main",  # branch, tag or commit
 ) -> str | None:
-    "The commit of a hub name, from the hub, else from the local cache; None if neither knows, '' if there is no such name."
+    "The commit of a hub name, from the hub, else from the local cache; None if neither knows, '' if there is none."
     try:
         from huggingface_hub import HfApi, constants
-        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
     except ImportError:
         return None
     try:
-        return HfApi().repo_info(name, repo_type=kind, timeout=10).sha
+        return HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=10).sha
     except GatedRepoError:
         pass
+    except RevisionNotFoundError:
+        return ""
     except RepositoryNotFoundError as e:
         if e.response is not None and e.response.status_code == 404:
             return ""
     except Exception:  # no network, a proxy that refuses, offline mode
         pass
-    ref = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / "main"
-    return ref.read_text().strip() if ref.is_file() else None
+    cached = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
+    ref = cached / "refs" / revision
+    return ref.read_text().strip() if ref.is_file() else revision if (cached / "snapshots" / revision).is_dir() else None
 
 # %% ../../nbs/runs/hub.ipynb #819d4442
 def _check_name(name: str) -> None:

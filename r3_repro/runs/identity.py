@@ -17,16 +17,18 @@ from r3_repro.tasks.tool_prompts import DATE, HERMES, PLAIN
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import write_json
 from r3_repro.utils.hashing import code_digest, digest, file_hash
+from r3_repro.utils.paths import hub_revision
 
 
 # %% ../../nbs/runs/identity.ipynb #8d1d2deb
 def model_hash(
-    path: str,  # a folder or a hub name, as `model_path` returns it
+    path: str,  # a folder, a hub name, or owner/name@revision, as `model_path` returns it
 ) -> str:
     "Hash of a model's files, or its hub name with the commit."
     if Path(path).is_dir():
         return file_hash(Path(path))
-    return f"{path}@{hub_commit(path) or 'unknown'}"
+    name, revision = hub_revision(path)
+    return f"{name}@{hub_commit(name, revision=revision) or (revision if revision != 'main' else 'unknown')}"
 
 
 def source_hash(

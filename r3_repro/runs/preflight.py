@@ -21,13 +21,15 @@ from r3_repro.runs.hub import hub_commit
 from r3_repro.runs.layout import Run
 from r3_repro.tasks.base import get_task
 from r3_repro.utils.errors import SettingsError
+from r3_repro.utils.paths import hub_revision
 
 
 # %% ../../nbs/runs/preflight.ipynb #1d14efce
 def _check_hub(where: str, name: str, kind: str) -> None:
-    commit = hub_commit(name, kind)
+    name, revision = hub_revision(name)
+    commit = hub_commit(name, kind, revision)
     if commit == "":
-        raise SettingsError(f"{where}: the hub has no such {kind}; check the name (and your token, if it is private)")
+        raise SettingsError(f"{where}: the hub has no such {kind}; check name and revision (and your token, if it is private)")
     if commit is None:
         raise SettingsError(
             f"{where}: taken for a {kind} of the hub, which cannot be reached or refuses it, and it is not in the cache: "
@@ -117,7 +119,7 @@ def _asked(url: str) -> Any:
 
 
 def _check_training_server(p: Profile) -> None:
-    where, model = f"settings.ini [{p.name}] vllm_server_base_url = {p.vllm_server_base_url!r}", model_path(p)
+    where, model = f"settings.ini [{p.name}] vllm_server_base_url = {p.vllm_server_base_url!r}", hub_revision(model_path(p))[0]
     start = f"start it as: {serve_command(model)}"
     try:
         served = _asked(f"{p.vllm_server_base_url.rstrip('/')}/v1/models")["data"][0]
