@@ -58,6 +58,7 @@ def test_a_call_told_in_words_is_a_leak_and_a_hint_is_none() -> None:
     assert leaks_answer(CALLS, ALARM, told)
     for left_out in ("set_alarm", "7", "monday", "true", "0.5"):
         assert not leaks_answer(CALLS, ALARM, told.replace(left_out, "x")), left_out
+    assert not any(leaks_answer(CALLS, ALARM, told.replace("7", other)) for other in ("70", "17"))
 
 
 def test_where_no_call_is_right_nothing_leaks() -> None:
