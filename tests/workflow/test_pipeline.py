@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from r3_repro.config import load_profile
 from r3_repro.runs.layout import open_run
 from r3_repro.training.train import is_trained
-from r3_repro.utils.errors import SettingsError
+from r3_repro.utils.errors import ERROR_PREFIX, SettingsError
 from r3_repro.workflow.cli import app
 from r3_repro.workflow.pipeline import check_parameters
 
@@ -112,13 +112,6 @@ def test_a_second_run_makes_nothing_anew(reproduced: Path, elsewhere: Path, monk
     assert is_trained(run) and not is_trained(replace(run, seed=1))
     with pytest.raises(SettingsError, match="begun with something else"):
         is_trained(open_run("smoke", root=str(elsewhere / "runs"), learning_rate=0.5))
-
-
-def test_the_pages_beside_the_chapters_run_under_nbdev_test(elsewhere: Path) -> None:
-    "The front page and the details; the chapters themselves are executed by the pipeline."
-    args = ["nbs", "--file-re", "^(index|details)", "--n-workers", "0"]
-    done = command("nbdev-test", *args, cwd=REPOSITORY, env=environment(elsewhere, OMP_NUM_THREADS="1"))
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
 
 def test_the_pipeline_leaves_every_chapter_executed(reproduced: Path) -> None:
@@ -218,6 +211,6 @@ def test_a_notebook_without_parameters_takes_none() -> None:
     ],
 )
 def test_a_wrong_run_is_refused_before_anything_is_written(args: list[str], said: str, tmp_path: Path) -> None:
-    done = pipeline(tmp_path, *args)
-    assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr
+    done = CliRunner().invoke(app, ["reproduce", "--profile", "smoke", "--root", str(tmp_path), *args])
+    assert done.exit_code == 2 and said in done.stderr and all(s.startswith(ERROR_PREFIX) for s in done.stderr.splitlines())
     assert list(tmp_path.iterdir()) == []
