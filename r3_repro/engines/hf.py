@@ -7,20 +7,22 @@ __all__ = ['load_model', 'Transformers']
 
 # %% ../../nbs/engines/hf.ipynb #894d7237
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, TopPLogitsWarper
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging as hf_logging
 
 from r3_repro.engines.base import Completion, Request, SamplingParams, check_context_length
 from r3_repro.engines.chat import end_tokens, load_tokenizer, max_context_length, to_completion, to_token_ids
+from r3_repro.engines.generation import generate_rows
 from r3_repro.utils.paths import hub_revision
 
 
 # %% ../../nbs/engines/hf.ipynb #1e3352ee
 def load_model(
-    path: str,  # a folder or hub name
+    path: str,  # a folder, a hub name, or owner/name@revision
     dtype: str = "float32",  # of the weights, a name in torch
     device: Any = None,  # default: the GPU if there is one
 ) -> Any:
@@ -35,26 +37,7 @@ def load_model(
     )
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
-# %% ../../nbs/engines/hf.ipynb #d156dcae
-class _SeededSampler(LogitsProcessor):
-    "Turns greedy search into sampling: the scores of each row plus Gumbel noise from the row's own seed."
-
-    def __init__(self, seeds: list[int], sampling: SamplingParams, device: Any):
-        self.generators = [torch.Generator(device).manual_seed(s) for s in seeds]
-        self.temperature = sampling.temperature
-        self.top_p = TopPLogitsWarper(sampling.top_p) if sampling.top_p < 1 else None
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        scores = scores.float() / self.temperature
-        if self.top_p is not None:
-            scores = self.top_p(input_ids, scores)
-        noise = torch.empty_like(scores)
-        for row, generator in zip(noise, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores - noise.log()
-
 # %% ../../nbs/engines/hf.ipynb #a024aad2
-@torch.inference_mode()
 def _generate_batch(
     model: Any,
     tokenizer: Any,
@@ -63,18 +46,11 @@ def _generate_batch(
     seeds: list[int],  # one for each prompt
 ) -> list[Completion]:
     "Completions for one batch of prompts."
-    ends = end_tokens(model, tokenizer)
-    batch = tokenizer.pad({"input_ids": prompts}, padding=True, return_tensors="pt").to(model.device)
-    more: dict[str, Any] = {} if sampling.greedy else {"logits_processor": [_SeededSampler(seeds, sampling, model.device)]}
-    if sampling.stop:
-        more |= {"stop_strings": list(sampling.stop), "tokenizer": tokenizer}
-    out = model.generate(
-        **batch, **more, max_new_tokens=sampling.max_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
-        eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, return_dict_in_generate=True, output_logits=sampling.logprobs,
-    )  # fmt: skip
-    rows = out.sequences[:, batch["input_ids"].shape[1] :].tolist()
-    logits = torch.stack(out.logits, 1).float().log_softmax(-1) if sampling.logprobs else [None] * len(rows)
-    return [to_completion(tokenizer, row, ends, sampling, logprobs) for row, logprobs in zip(rows, logits, strict=True)]
+    out, ends = generate_rows(model, tokenizer, prompts, sampling, seeds), end_tokens(model, tokenizer)
+    done = [to_completion(tokenizer, ids, ends, sampling, None) for ids in out.ids]
+    if out.logprobs is None:
+        return done
+    return [replace(c, logprobs=tuple(values[: c.tokens])) for c, values in zip(done, out.logprobs, strict=True)]
 
 # %% ../../nbs/engines/hf.ipynb #f0828a1d
 class Transformers:
