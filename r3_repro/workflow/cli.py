@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from r3_repro.config import CONTROLS, find_home, load_profile
+from r3_repro.config import CONTROLS, Profile, find_home, load_profile
 from r3_repro.runs.layout import Run, open_run, root_folder
 from r3_repro.runs.preflight import preflight
 from r3_repro.utils.errors import ERROR_PREFIX, SettingsError, exit_on_user_error
@@ -200,6 +200,21 @@ def _card(run: Run, push: Push = "", public: Public = False) -> str:
     file = write_card(run, model_scores(run.model_dir, run.arm, run.seed))
     return push_model(run, push, private=not public) if push else f"card: {file}"
 
+# %% ../../nbs/workflow/cli.ipynb #32200254
+def _price_line(p: Profile, usd: float, gpu_memory: float, evaluate_only: bool, **lengths: int | None) -> str:
+    "What a box costs that is rented for all stages, one after the other: all of its GPUs, in all of its hours."
+    from r3_repro.planning.memory import H100, lengths_of
+    from r3_repro.planning.models import MODELS, shape_of
+    from r3_repro.planning.plan import stage_hours
+
+    train = not evaluate_only and (p.model not in MODELS or MODELS[p.model].trained)
+    machine = replace(H100, memory=gpu_memory)
+    stages = stage_hours(p, shape_of(p.model), lengths_of(p, **lengths), machine, train).set_index("stage")
+    each = [len(p.arms) if "an arm" in s else 0 if "at least" in s else 1 for s in stages.index]  # mining: at most
+    hours, gpus = (stages["hours"] * each).sum(), stages["GPUs"].max()
+    total = f"{gpus} GPUs x {hours:.1f} hours x {usd:g} USD a GPU and hour = {gpus * hours * usd:,.0f} USD"
+    return f"\nOne box for all stages, {len(p.arms)} arm(s), one seed: {total}, without the forgetting suite"
+
 # %% ../../nbs/workflow/cli.ipynb #9155c582
 Tokens = Annotated[int | None, typer.Option(metavar="TOKENS", help="instead of what is assumed")]
 
@@ -218,6 +233,7 @@ def _plan(
     longest_prompt_tokens: Tokens = None,
     answer_tokens: Tokens = None,
     reflection_tokens: Tokens = None,
+    price: Annotated[float, typer.Option(metavar="USD", help="of one GPU for an hour: what a rented box costs in all")] = 0.0,
 ) -> None:
     "Memory, GPUs and hours of a run; refuses what cannot fit, with settings that would."
     from r3_repro.planning.plan import make_plan
@@ -233,7 +249,27 @@ def _plan(
         p = load_profile(profile, **{"task": task, "model": model} | changed)
         text, refuse = make_plan(p, gpu_memory, evaluate_only, host_memory, disk, **lengths)
         typer.echo(text)
+        if price:
+            typer.echo(_price_line(p, price, gpu_memory, evaluate_only, **lengths))
         refuse()
+
+# %% ../../nbs/workflow/cli.ipynb #6a37f50a
+@app.command("doctor")
+def _doctor(
+    profile: Annotated[str, typer.Option(help="section of settings.ini")] = "paper",
+    task: Annotated[str, typer.Option(help="[the profile's]")] = "",
+    model: Annotated[str, typer.Option(help="folder or hub name [the profile's]")] = "",
+    root: Annotated[str, typer.Option(help="folder of the run tree; the steps are tried on its disk [runs]")] = "",
+    settings: Settings = None,
+    json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="also write the report there")] = "",
+    limit: Annotated[float, typer.Option(metavar="SECONDS", help="that the three steps may take")] = 900.0,
+) -> None:
+    "Look at this machine and train three steps at the profile's shape; exit code 1 if there is a problem."
+    from r3_repro.workflow.doctor import doctor
+
+    with exit_on_user_error():
+        code = doctor(_named(profile, task, model, root=root, settings=settings), limit, json_file)
+    raise typer.Exit(code)
 
 # %% ../../nbs/workflow/cli.ipynb #15d7edc6
 def _words(text: str, name: str, kind: type = str) -> tuple[Any, ...]:
@@ -311,12 +347,12 @@ def _launch_training(
     show: Annotated[bool, typer.Option("--show", help="print the command line of accelerate and do nothing")] = False,
 ) -> str:
     "Start all training processes of this machine; several machines need NNODES, NODE_RANK and MASTER_ADDR."
-    from r3_repro.runs.distributed import launch_line, machines
+    from r3_repro.runs.distributed import launch_line, machines, training_environment
     from r3_repro.runs.launch import stage_args
 
     line = [*launch_line(run.profile, machines()), *stage_args("train", run)]
     if not show:
-        os.execv(line[0], line)
+        os.execve(line[0], line, os.environ | training_environment())
     return " ".join(line)
 
 # %% ../../nbs/workflow/cli.ipynb #b1db6bb0

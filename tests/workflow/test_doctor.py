@@ -1,0 +1,177 @@
+"""`r3-repro doctor`: three real steps on this processor, with one process and two; what it finds wrong and leaves behind."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import huggingface_hub
+import psutil
+import pytest
+from huggingface_hub.errors import GatedRepoError
+from support import environment, patience
+from transformers import Qwen2Config
+from typer.testing import CliRunner
+
+from r3_repro.planning.memory import lengths_of
+from r3_repro.runs.layout import open_run
+from r3_repro.workflow import doctor
+from r3_repro.workflow.cli import app
+
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def start(root: Path, *args: str) -> subprocess.Popen:
+    line = [sys.executable, "-m", "r3_repro", "doctor", "--profile", "smoke", "--root", str(root), *args]
+    env = environment(root, OMP_NUM_THREADS="1")
+    return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root)
+
+
+def examined(root: Path, *args: str) -> tuple[int, str, dict[str, Any]]:
+    "Exit code, output and report of a doctor; nothing else may be left in its root."
+    process = start(root, "--json", str(root / "report.json"), *args)
+    said, _ = process.communicate(timeout=patience(300))
+    assert (root / "report.json").is_file(), said[-3000:]
+    left = [f.name for f in root.iterdir() if f.name not in ("report.json", "shape")]
+    assert left == [], said[-3000:]
+    return process.returncode, said, json.loads((root / "report.json").read_text())
+
+
+def states(report: dict[str, Any]) -> dict[str, str]:
+    return {f["what"]: f["state"] for f in report["findings"]}
+
+
+@pytest.mark.slow
+def test_three_steps_with_the_profiles_own_weights(tmp_path: Path) -> None:
+    code, said, report = examined(tmp_path)
+    assert code == 0, said[-3000:]
+    measured = report["measured"]
+    assert [r["step"] for r in measured["rows"]] == [1, 2, 3] and report["weights"] == "its own"
+    assert all(r["grad_norm"] > 0 and r["seconds_reflect"] > 0 and r["seconds_update"] > 0 for r in measured["rows"])
+    assert set(measured["seconds"]) == {"start", "checkpoint", "resume", "save"} and min(measured["seconds"].values()) > 0
+    assert measured["checkpoint_gib"] > 0.003 and measured["host_gib"] > 0.1, "350,000 weights and their optimiser, and torch"
+    assert set(report["plan"]["step"]) == {"reflect", "retry", "verify", "update"}
+    assert states(report)["three steps"] == states(report)["settings"] == states(report)["chat template"] == "ok"
+    assert {"git_commit", "versions", "hardware", "profile_hash"} <= report.keys() and report["profile"]["max_steps"] == 2
+    assert "step 3 (resumed)" in said and "0 problems" in said
+
+
+@pytest.mark.slow
+def test_two_processes_and_random_weights_of_a_shape(tmp_path: Path) -> None:
+    "Answers run to their limits, the prompts have the planned length, and each is forwarded once for its group."
+    (shape := tmp_path / "shape").mkdir()
+    Qwen2Config(vocab_size=5000, max_position_embeddings=4096, **SMALL).save_pretrained(shape)
+    sets = ["--set", "processes=2", "--set", "per_device_train_batch_size=8"]
+    code, said, report = examined(tmp_path, "--model", str(shape), "--task", "function_calling", *sets)
+    rows, p = report["measured"]["rows"], open_run("smoke", "function_calling").profile
+    assert report["weights"] == "random" and [r["step"] for r in rows] == [1, 2, 3], said[-3000:]
+    assert {r["reflection_tokens_mean"] for r in rows} == {float(p.max_reflection_tokens)}
+    assert {round(r["retry_tokens_mean"]) for r in rows} == {p.max_answer_tokens}
+    prompt = lengths_of(p).prompt + p.max_answer_tokens
+    assert min(r["forward_tokens"] for r in rows) > 2 * prompt, "two groups in each process"
+    assert min(r["forward_tokens"] for r in rows) < 8 * prompt / 2, "and no prompt more than once for each"
+    assert code == 1 and states(report)["chat template"] == "problem", "the folder has no tokenizer"
+
+
+@pytest.mark.slow
+def test_a_terminated_doctor_leaves_nothing(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    ends, trained = time.monotonic() + patience(120), []
+    while not trained and time.monotonic() < ends:
+        trained = [c for c in psutil.Process(process.pid).children(recursive=True) if "train" in c.cmdline()]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=patience(60))
+    assert process.returncode == 143 and trained, said[-2000:]
+    assert all(map(doctor.is_gone, trained)) and list(tmp_path.iterdir()) == []
+
+
+# ── What is wrong is said ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def failing(text: str, code: int) -> list[str]:
+    return [sys.executable, "-c", f"import sys; print({text!r}); sys.exit({code})"]
+
+
+def test_a_training_that_fails_is_a_problem_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = doctor.doctor_run(open_run("smoke"), tmp_path / "model", tmp_path)
+    monkeypatch.setattr(doctor, "stage_command", lambda *_: failing("torch.OutOfMemoryError: CUDA out of memory", 1))
+    assert "exit code 1: torch.OutOfMemoryError" in doctor.measure_steps(run, patience(60)).failure
+    monkeypatch.setattr(doctor, "stage_command", lambda *_: [sys.executable, "-c", "import time; time.sleep(600)"])
+    assert "limit of time" in doctor.measure_steps(run, 0.5).failure
+
+
+STARTS_ANEW = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+stages = {f"seconds_{k}": 0.1 for k in ("reflect", "retry", "verify", "update")}
+rows = [json.dumps({"step": n, "loss": 0.0} | stages) + chr(10) for n in (1, 2, 3)]
+again = (folder / "checkpoints").exists()
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "log.jsonl").write_text("".join(r.replace("0.1", "0.2") if again else r for r in rows[: 3 if again else 2]))
+if not again:
+    (folder / "checkpoints/checkpoint-2").mkdir(parents=True)
+    (folder / "checkpoints/checkpoint-2/complete").touch()
+"""
+
+
+def test_a_training_that_starts_anew_was_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = doctor.doctor_run(open_run("smoke"), tmp_path / "model", tmp_path)
+    monkeypatch.setattr(doctor, "stage_command", lambda *_: [sys.executable, "-c", STARTS_ANEW, str(run.training)])
+    assert "was not resumed" in doctor.measure_steps(run, patience(60)).failure
+
+
+def test_wrong_options_end_with_2(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["doctor", "--profile", "smok", "--root", str(tmp_path)])
+    assert done.exit_code == 2 and "did you mean [smoke]" in done.output and list(tmp_path.iterdir()) == []
+
+
+def test_a_profile_for_gpus_is_refused_here_without_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Without a hub: the shape of a model of the paper is known."
+    monkeypatch.setattr(huggingface_hub, "auth_check", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    report = doctor.examine(open_run("paper", root=str(tmp_path)))
+    found = {f.what: f.state for f in report.findings}
+    assert found["GPUs"] == "problem" and found["three steps"] == "not checked" and report.measured is None
+    assert found["hub, model Qwen/Qwen2.5-1.5B-Instruct"] == "warning" and list(tmp_path.iterdir()) == []
+
+
+def test_packages_that_clash_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.package_clashes() == []
+    (info := tmp_path / "vllm-0.99.0.dist-info").mkdir()
+    wants = "Requires-Dist: torch==9.9\nRequires-Dist: psutil>=900; extra == 'x'\n"
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: 0.99.0\n{wants}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = "\n".join(doctor.package_clashes())
+    assert "vllm 0.99.0 wants torch==9.9" in said and "psutil" not in said
+    assert "trl 1.16.0 wants vllm" in said, "TRL names the versions that it accepts"
+    assert doctor.check_packages()[0].state == "problem"
+
+
+def test_a_gated_name_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gated(name: str, **_: Any) -> None:
+        raise GatedRepoError("gated", response=httpx.Response(403, request=httpx.Request("GET", "http://localhost")))
+
+    monkeypatch.setattr(huggingface_hub, "auth_check", gated)
+    found = doctor.check_hub(open_run("paper", "function_calling").profile)
+    assert [f.state for f in found] == ["problem", "problem"] and all("accept the licence" in f.change for f in found)
+
+
+def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "A stand-in, since there is no GPU here."
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in *name*) echo "NVIDIA H100 80GB HBM3, 580.95.05, 81559, 512";;\n'
+        "*) while true; do echo 2048; echo 40960; sleep 0.05; done;; esac\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert doctor.gpus() == [doctor.Gpu("NVIDIA H100 80GB HBM3", "580.95.05", 81559 / 1024, 0.5)]
+    file, ends = tmp_path / "memory.txt", time.monotonic() + patience(10)
+    with doctor.gpu_memory(file):
+        while doctor.most_memory(file) < 40 and time.monotonic() < ends:
+            time.sleep(0.05)
+    assert doctor.most_memory(file) == 40.0
