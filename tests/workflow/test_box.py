@@ -1,0 +1,231 @@
+"""A rented box: container file, SkyPilot task, the copy that a new box goes on from, the entry script with the tiny model.
+
+What these cannot tell: whether the image builds, and what a cloud does. hadolint, shellcheck and SkyPilot's schema were run once.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from support import REPOSITORY, environment, patience
+
+CLUSTER = REPOSITORY / "cluster"
+sys.path.insert(0, str(CLUSTER))
+from mirror import mirror  # noqa: E402
+
+# ── Files ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def instructions() -> list[tuple[str, str]]:
+    "The container file's instructions and their arguments."
+    text = "\n".join(line for line in (CLUSTER / "Dockerfile").read_text().splitlines() if not line.startswith("#"))
+    return [tuple(line.split(maxsplit=1)) for line in text.replace("\\\n", " ").splitlines() if line.strip()]  # type: ignore[misc]
+
+
+def test_the_container_file_copies_what_there_is() -> None:
+    sources = [word for name, rest in instructions() if name == "COPY" for word in shlex.split(rest)[:-1]]
+    assert len(sources) > 5 and [s for s in sources if not (REPOSITORY / s).exists()] == []
+    wanted = re.findall(r'^readme = "(.*)"', (REPOSITORY / "pyproject.toml").read_text(), re.M)
+    assert set(wanted) <= set(sources), "pip reads it before the rest of the clone is there"
+    scripts = [word for name, rest in instructions() if name == "RUN" for word in rest.split() if word.startswith("cluster/")]
+    assert scripts and all(os.access(REPOSITORY / s, os.X_OK) for s in scripts)
+
+
+def test_no_file_names_a_registry() -> None:
+    base = next(rest for name, rest in instructions() if name == "ARG").removeprefix("BASE=")
+    assert "." not in base.split("/")[0] and ":" in base and dict(instructions())["FROM"] == "${BASE}"
+    for file in ("Dockerfile", "install.sh", "sky.yaml", "run_box.sh"):
+        assert not re.search(r"https?://|index-url|docker\.io|pypi\.org", (CLUSTER / file).read_text()), file
+
+
+def test_pinned_versions_are_those_of_the_tests_with_vllm() -> None:
+    "And without what contradicts vLLM's build for GPUs."
+    pattern = re.search(r"--extended-regexp '(.*)' requirements-vllm.txt", (CLUSTER / "install.sh").read_text())
+    assert pattern
+    kept = [line for line in (REPOSITORY / "requirements-vllm.txt").read_text().splitlines() if not re.search(pattern[1], line)]
+    assert {"trl", "transformers", "accelerate", "datasets"} <= {line.split("==")[0] for line in kept}
+    assert not [line for line in kept if line.endswith("+cpu") or not re.fullmatch(r"[\w.-]+==[\w.+]+", line)]
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in CLUSTER.glob("*.s[hb]*")))
+def test_scripts_parse(script: str) -> None:
+    done = subprocess.run(["bash", "-n", str(CLUSTER / script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# Of SkyPilot 0.14's documentation of task files.
+TASK = {"name", "workdir", "num_nodes", "resources", "envs", "secrets", "volumes", "file_mounts", "setup", "run", "config"}
+RESOURCES = {"infra", "accelerators", "cpus", "memory", "instance_type", "use_spot", "disk_size", "disk_tier", "network_tier"}
+RESOURCES |= {"max_hourly_cost", "image_id", "ports", "labels", "autostop", "any_of", "ordered", "job_recovery"}
+
+
+def test_the_sky_task_has_known_fields_and_variables() -> None:
+    task = yaml.safe_load((CLUSTER / "sky.yaml").read_text())
+    assert set(task) <= TASK and set(task["resources"]) <= RESOURCES
+    assert re.fullmatch(r"H100:[1-8]", task["resources"]["accelerators"])
+    assert all(set(m) <= {"name", "source", "store", "mode"} and m["mode"] == "MOUNT" for m in task["file_mounts"].values())
+    used = set(re.findall(r"\$\{?([A-Z_0-9]+)", yaml.safe_dump([task["run"], task["setup"], task["file_mounts"]])))
+    assert used == set(task["envs"]), "each variable is used, and each that is used is there"
+    assert task["secrets"] == {"HF_TOKEN": None} and all(isinstance(v, str) for v in task["envs"].values())
+    paths = re.findall(r"cluster/[\w.]+", task["run"] + task["setup"])
+    assert paths and all(os.access(REPOSITORY / p, os.X_OK) for p in paths)
+    assert f"R3_BACK={next(iter(task['file_mounts']))}/" in task["run"]
+    for script in (task["run"], task["setup"]):
+        assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+
+
+# ── The copy ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def tree(root: Path, *files: str) -> Path:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text(file)
+    return root
+
+
+def copied(root: Path) -> set[str]:
+    return {str(f.relative_to(root)) for f in root.rglob("*") if f.is_file()}
+
+
+SAVED = ("t/checkpoints/checkpoint-1/complete", "t/checkpoints/checkpoint-1/model.safetensors")
+
+
+def test_a_copy_is_complete_and_made_once(tmp_path: Path) -> None:
+    a, b = tree(tmp_path / "a", *SAVED, "t/log.jsonl", "t/.lock"), tmp_path / "b"
+    assert mirror(a, b) == 3 and copied(b) == {*SAVED, "t/log.jsonl"} and mirror(a, b) == 0
+    (a / "t/log.jsonl").write_text("one line more")
+    assert mirror(a, b) == 1 and (b / "t/log.jsonl").read_text() == "one line more"
+    assert (a / SAVED[1]).stat().st_mtime_ns == (b / SAVED[1]).stat().st_mtime_ns
+
+
+def test_marks_arrive_last_and_owners_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = tree(tmp_path / "a", *SAVED, "t/identity.json", "t/manifest.json", "t/zz", "e/vanilla.manifest.json", "n/done-seed0")
+    order: list[str] = []
+    real = shutil.copy2
+    monkeypatch.setattr(shutil, "copy2", lambda source, to: (order.append(Path(source).name), real(source, to)))
+    mirror(a, tmp_path / "b")
+    assert order[0] == "identity.json" and set(order[1:3]) == {"model.safetensors", "zz"}
+    assert set(order[3:]) == {"complete", "manifest.json", "vanilla.manifest.json", "done-seed0"}
+
+
+def test_a_mark_that_came_while_copying_waits_for_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, real = tree(tmp_path / "a", "t/log.jsonl"), tmp_path / "b", shutil.copy2
+    monkeypatch.setattr(shutil, "copy2", lambda source, to: (tree(a, *SAVED), real(source, to)))
+    mirror(a, b)
+    assert copied(b) == {"t/log.jsonl"}
+
+
+def test_a_checkpoint_that_is_being_removed_gets_no_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, real = tree(tmp_path / "a", *SAVED), tmp_path / "b", shutil.copy2
+
+    def copy(source: Path, to: Path) -> None:
+        if Path(source).name == "model.safetensors":
+            raise FileNotFoundError(source)
+        real(source, to)
+
+    monkeypatch.setattr(shutil, "copy2", copy)
+    mirror(a, b)
+    assert copied(b) == set()
+
+
+def test_only_old_checkpoints_are_removed(tmp_path: Path) -> None:
+    a, b = tree(tmp_path / "a", "t/log.jsonl"), tree(tmp_path / "b", *SAVED, "other/result.csv")
+    mirror(a, b)
+    assert copied(b) == {"t/log.jsonl", "other/result.csv"}
+    b = tree(tmp_path / "c", *SAVED)
+    mirror(tmp_path / "empty", b)
+    assert copied(b) == set(SAVED), "an empty disk is no reason to empty the copy"
+
+
+# ── The entry script ───────────────────────────────────────────────────────────────────────────────────────────────
+
+# Answers for the doctor and the chapters as it is told to, notes what it was asked, and copies as the real one does.
+STAND_IN = """#!/bin/bash
+if [[ $1 == -m ]]; then
+  echo "$3 $*" >>"$NOTES"
+  if [[ $3 == doctor ]]; then exit "${DOCTOR:-0}"; fi
+  echo result >"$R3_ROOT/result"
+  if [[ -n ${LASTS:-} ]]; then exec sleep "$LASTS"; fi
+  exit "${CODE:-0}"
+fi
+exec "$REAL" "$@"
+"""
+
+
+def start(folder: Path, *args: str, **more: str) -> subprocess.Popen:
+    env = environment(folder, R3_ROOT=str(folder / "disk"), R3_BACK=str(folder / "bucket"), REAL=sys.executable)
+    env |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "NOTES": str(folder / "notes")} | more
+    line = [str(CLUSTER / "run_box.sh"), "--profile", "smoke", *args]
+    return subprocess.Popen(
+        line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, start_new_session=True
+    )
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> str:
+    program = tmp_path / "python"
+    program.write_text(STAND_IN)
+    program.chmod(0o755)
+    return str(program)
+
+
+def asked(folder: Path) -> list[str]:
+    return [line.split()[0] for line in (folder / "notes").read_text().splitlines()]
+
+
+def test_the_doctor_comes_first_and_can_end_it(tmp_path: Path, stand_in: str) -> None:
+    process = start(tmp_path, PYTHON=stand_in, DOCTOR="1")
+    said, _ = process.communicate(timeout=patience(60))
+    assert process.returncode == 1 and asked(tmp_path) == ["doctor"], said
+    process = start(tmp_path, PYTHON=stand_in, R3_SEEDS="0 1")
+    said, _ = process.communicate(timeout=patience(60))
+    assert process.returncode == 0 and asked(tmp_path)[1:] == ["doctor", "reproduce", "reproduce"], said
+    assert (tmp_path / "bucket/result").is_file()
+    process = start(tmp_path, PYTHON=stand_in, CODE="3")
+    assert process.wait(patience(60)) == 3, "a chapter that fails is not hidden"
+
+
+def test_a_signal_brings_back_what_is_there(tmp_path: Path, stand_in: str) -> None:
+    process = start(tmp_path, PYTHON=stand_in, LASTS="600")
+    ends = time.monotonic() + patience(60)
+    while not (tmp_path / "disk/result").is_file() and time.monotonic() < ends:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=patience(60))
+    assert process.returncode == 143 and (tmp_path / "bucket/result").is_file(), said
+
+
+@pytest.mark.slow
+def test_a_box_is_lost_and_a_new_one_goes_on(tmp_path: Path) -> None:
+    "The tiny model: killed once its failures are in the bucket; another box, with an empty disk, does the rest."
+    model, shared = "smoke/countdown/tiny-base2", tmp_path / "bucket"
+    (quick := tmp_path / "no-doctor").write_text('#!/bin/bash\n[[ $3 == doctor ]] || exec "$REAL" "$@"\n')
+    quick.chmod(0o755)
+    lost = start(tmp_path, PYTHON=str(quick), R3_BACK_EVERY="0.2")
+    mined, ends = shared / model / "failures/manifest.json", time.monotonic() + patience(200)
+    while not mined.is_file() and lost.poll() is None and time.monotonic() < ends:
+        time.sleep(0.05)
+    os.killpg(lost.pid, signal.SIGKILL)
+    said, _ = lost.communicate()
+    assert mined.is_file() and not (shared / model / "tables/verdicts.csv").is_file(), said[-3000:]
+    before = mined.read_bytes()
+    shutil.rmtree(tmp_path / "disk")
+
+    process = start(tmp_path)
+    said, _ = process.communicate(timeout=patience(500))
+    assert process.returncode == 0 and "everything done" in said, said[-4000:]
+    assert mined.read_bytes() == before, "mined again"
+    executed = {f.name[:2] for f in (shared / model / "notebooks").glob("*.ipynb")}
+    assert executed == {"01", "02", "03", "04", "05", "06"} and (shared / model / "tables/verdicts.csv").is_file()
+    assert (shared / model / "training/r3-seed0/model/model.safetensors").is_file()
+    assert json.loads((shared / "doctor.json").read_text())["stage"] == "doctor"
