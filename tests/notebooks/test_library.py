@@ -1,9 +1,14 @@
-"""Every library notebook runs under nbdev-test, all in one process, which imports everything once."""
+"""Every library notebook runs under nbdev-test, a folder in a process; these are forked from one that has imported everything."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import nbformat
 import pytest
-from support import CHAPTERS, NOTEBOOKS, REPOSITORY, command, environment
+from support import CHAPTERS, NOTEBOOKS, REPOSITORY, environment, patience
 
 pytestmark = pytest.mark.slow
 
@@ -14,22 +19,29 @@ PARTS = sorted(
 )
 
 
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    "What nbdev-test said of each part, and of a notebook that fails."
+    folder = tmp_path_factory.mktemp("library")
+    bad = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert 1 + 1 == 3")])
+    nbformat.write(bad, folder / "bad.ipynb")
+    program = [sys.executable, str(Path(__file__).with_name("nbdev_parts.py"))]
+    command = [*program, str(folder / "bad.ipynb"), *(f"nbs/{part}" for part in PARTS)]
+    env = environment(folder, OMP_NUM_THREADS="1")
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=patience(1200))
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return {Path(row["path"]).name: row for row in map(json.loads, done.stdout.splitlines())}
+
+
 @pytest.mark.parametrize("part", PARTS)
-def test_the_library_runs_under_nbdev_test(part: str, tmp_path: Path) -> None:
-    args = [f"nbs/{part}", "--n-workers", "0", "--cell-timing-min", "0"]
-    done = command("nbdev-test", *args, cwd=REPOSITORY, env=environment(tmp_path, OMP_NUM_THREADS="1"))
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said[-6000:]
+def test_the_library_runs_under_nbdev_test(part: str, tested: dict[str, dict[str, Any]]) -> None:
+    code, said = tested[part]["code"], tested[part]["said"]
+    assert code == 0, said[-6000:]
     inside = [n for n in NOTEBOOKS if n.relative_to(REPOSITORY / "nbs").parts[0] == part]
     silent = [n.name for n in inside if f"{n.name}:" not in said]
     assert not silent, f"no cell of {silent} was timed: were they run?"
 
 
-def test_nbdev_test_would_see_a_failing_notebook(tmp_path: Path) -> None:
+def test_nbdev_test_would_see_a_failing_notebook(tested: dict[str, dict[str, Any]]) -> None:
     "A notebook that fails makes nbdev-test fail: its success above says something."
-    import nbformat
-
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert 1 + 1 == 3")])
-    nbformat.write(notebook, tmp_path / "bad.ipynb")
-    done = command("nbdev-test", str(tmp_path / "bad.ipynb"), cwd=REPOSITORY, env=environment(tmp_path))
-    assert done.returncode != 0 and "AssertionError" in done.stdout + done.stderr
+    assert tested["bad.ipynb"]["code"] == 1 and "AssertionError" in tested["bad.ipynb"]["said"]
