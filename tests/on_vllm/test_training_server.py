@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-import re
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from support import patience
 from r3_repro.config import find_home
 from r3_repro.engines.base import SamplingParams, complete
 from r3_repro.engines.hf import Transformers
-from r3_repro.engines.vllm import VLLM
+from r3_repro.engines.vllm import VLLM, prefix_cache_hits
 from r3_repro.mining.failures import mine
 from r3_repro.runs.launch import stage_command
 from r3_repro.runs.layout import Run, open_run
@@ -47,12 +46,6 @@ def root(wide: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def hits(server: str) -> float:
-    "Prompt tokens that the server took from its cache so far."
-    said = urllib.request.urlopen(f"{server}/metrics", timeout=20).read().decode()
-    return sum(float(x) for x in re.findall(r"^vllm:prefix_cache_hits_total\S* (\S+)$", said, re.M))
-
-
 def trained(wide: str, root: Path, server: str, arm: str, **sets: object) -> Run:
     run = open_run(
         "smoke", model=wide, arm=arm, root=str(root), seed=sets["processes"], vllm_server_base_url=server, **(SETS | sets)
@@ -74,15 +67,17 @@ def test_the_server_samples_from_the_weights_that_are_trained(
     """At every sampled token its log-probability is the trainer's, after each update; with two processes the first asks for both.
 
     In `all_tokens` that holds of retries too: each was asked for with its own conversation, not with that of its group."""
-    before = hits(server)
-    run = trained(wide, root, server, arm, processes=processes, per_device_train_batch_size=8)
+    main = SimpleNamespace(is_main_process=True)
+    asked = SimpleNamespace(mode="server", vllm_client=SimpleNamespace(base_url=server), accelerator=main)
+    with prefix_cache_hits(asked) as counted:
+        run = trained(wide, root, server, arm, processes=processes, per_device_train_batch_size=8)
     log = pd.read_json(run.training / "log.jsonl", lines=True)
     print(log[["sampling_logp_difference", "entropy", "grad_norm", "reflect_tokens", "retry_tokens"]])
     assert log["step"].tolist() == [1, 2, 3, 4] and (log["grad_norm"] > 0).any() and (log["retry_tokens"] > 0).all()
     assert (log["sampling_logp_difference"] < SAME).all()
     a, b = load_file(Path(wide) / "model.safetensors"), load_file(run.training / "model/model.safetensors")
     assert max(float(np.abs(a[k] - b[k]).max()) for k in a) > 1e-4
-    assert hits(server) > before, "prompts of a group, and conversations that go on, come from the cache"
+    assert counted["queries"] > counted["hits"] > 0, "prompts of a group, and conversations that go on, come from the cache"
 
 
 def test_what_was_trained_is_loaded_as_it_was_saved(wide: str, root: Path, server: str) -> None:
