@@ -31,6 +31,8 @@ _DEFINED_IN = {
     "run_episodes": "evaluation.episodes:run_episodes",
     "mine": "mining.failures:mine",
     "train": "training.train:train",
+    "R3Config": "training.r3_config:R3Config",
+    "R3Trainer": "training.trainer:R3Trainer",
     "evaluate": "evaluation.episodes:evaluate",
     "load_episodes": "analysis.loading:load_episodes",
     "compare": "analysis.differences:between_arms",

@@ -13,7 +13,9 @@ from r3_repro.tasks.base import Problem as Problem
 from r3_repro.tasks.base import Task as Task
 from r3_repro.tasks.base import Verdict as Verdict
 from r3_repro.tasks.base import get_task as get_task
+from r3_repro.training.r3_config import R3Config as R3Config
 from r3_repro.training.train import train as train
+from r3_repro.training.trainer import R3Trainer as R3Trainer
 from r3_repro.utils.errors import EngineError as EngineError
 from r3_repro.utils.errors import SettingsError as SettingsError
 
@@ -22,6 +24,8 @@ __all__ = [
     "EngineError",
     "Problem",
     "Profile",
+    "R3Config",
+    "R3Trainer",
     "Run",
     "SettingsError",
     "Task",

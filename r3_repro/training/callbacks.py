@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from r3_repro.runs.layout import Run
 from r3_repro.training.monitoring import TrainingStopped, check_health, completion_shares
 from r3_repro.training.trainer import R3Trainer, step_metrics
 from r3_repro.utils.files import atomic
@@ -31,7 +32,6 @@ _FROM_TRL = {
     "loss": "loss", "reward": "reward", "frac_reward_zero_std": "frac_reward_zero_std",
     "completions/clipped_ratio": "truncated_share", "kl": "kl", "entropy": "entropy", "learning_rate": "learning_rate",
     "grad_norm": "grad_norm", "clip_ratio/region_mean": "clip_ratio",
-    "sampling/sampling_logp_difference/mean": "sampling_logp_difference",
     "sampling/importance_sampling_ratio/mean": "importance_sampling_ratio_mean",
 }  # fmt: skip
 "Name of a metric in TRL 1.16 (or transformers) -> column of the log."
@@ -81,21 +81,18 @@ def read_log(
 class TrainingLog(TrainerCallback):
     "Writes the log and the samples, shows one progress bar, ends a run that has gone wrong."
 
-    def __init__(self, trainer: R3Trainer):
-        self.trainer, self.folder = trainer, trainer.run.training
+    def __init__(self, trainer: R3Trainer, run: Run):
+        self.trainer, self.run, self.folder = trainer, run, run.training
         self.bar: tqdm | None = None
         self.started = 0.0  # of the step, seconds
         self.rows: list[dict[str, Any]] = []  # the last `stop_after` rows
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            name = f"train {self.trainer.run.name}"
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=name, unit="step")
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=f"train {self.run.name}", unit="step")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.started = time.perf_counter()
-        self.trainer.seconds.clear()
-        self.trainer.counted.clear()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not state.is_world_process_zero or not logs or "loss" not in logs:
@@ -104,14 +101,14 @@ class TrainingLog(TrainerCallback):
         row = {"step": state.global_step}
         row |= log_row(logs, t.counted, t.seconds, time.perf_counter() - self.started, args.max_grad_norm)
         append_jsonl(self.folder / "log.jsonl", [row])
-        append_jsonl(self.folder / "samples.jsonl", t.samples)
+        append_jsonl(self.folder / "samples.jsonl", [*t.samples])
         t.samples.clear()
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
             if row["reward"] is not None:
                 self.bar.set_postfix(reward=f"{row['reward']:.2f}", retry=f"{row['retry_success']:.2f}")
-        self.rows = [*self.rows, row][-t.run.profile.stop_after :]
-        if words := check_health(self.rows, t.run.profile):
+        self.rows = [*self.rows, row][-self.run.profile.stop_after :]
+        if words := check_health(self.rows, self.run.profile):
             raise TrainingStopped(f"training stopped at {words}. The last checkpoint is kept in {self.folder}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -163,10 +160,11 @@ def remove_unfinished(
 
 # %% ../../nbs/training/callbacks.ipynb #c0a7e502
 def add_curves(
-    trainer: R3Trainer,  # whose run's `report_to` says where
+    trainer: R3Trainer,
+    run: Run,  # whose `report_to` says where
 ) -> None:
     "Draw the curves of a training; in trackio or wandb, a resumed training continues the run that it began."
-    run, to = trainer.run, trainer.run.profile.report_to
+    to = run.profile.report_to
     if to == "tensorboard":
         writer = SummaryWriter(str(run.training / "tensorboard"), purge_step=_steps_done(run.training) + 1)
         trainer.callback_handler.callbacks.insert(

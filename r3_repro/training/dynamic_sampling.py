@@ -99,4 +99,7 @@ def refill_indices(
 ) -> list[int]:
     "Rows of the training set for a further batch, each `num_generations` times in a row."
     rng = random.Random(f"refill {seed} {step} {turn}")
-    return [i for i in rng.sample(range(failures), prompts) for _ in range(num_generations)]
+    rows: list[int] = []
+    while len(rows) < prompts:  # each failure once, before any comes again
+        rows += rng.sample(range(failures), min(failures, prompts - len(rows)))
+    return [i for i in rows for _ in range(num_generations)]

@@ -8,8 +8,9 @@ __all__ = ['STOPS', 'longest_sequence', 'build_trainer', 'training_identity', 's
 
 # %% ../../nbs/training/train.ipynb #a9926080
 import json
+import os
 import shutil
-import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,24 @@ from r3_repro.config import Profile, TrainingSettings, model_path
 from r3_repro.data import dataset_hashes
 from r3_repro.engines.chat import load_tokenizer, max_context_length, render, template_hash
 from r3_repro.engines.hf import load_model
+from r3_repro.engines.vllm import training_seed
 from r3_repro.planning.memory import vllm_context
+from r3_repro.planning.room import check_room
 from r3_repro.runs.distributed import check_processes
 from r3_repro.runs.identity import ensure_identity, model_hash, task_hash
 from r3_repro.runs.layout import Run, write_manifest
-from r3_repro.tasks.base import get_task, retry_messages
+from r3_repro.tasks.base import Problem, get_task, leaks_answer, retry_messages
 from r3_repro.training.callbacks import MarkCheckpoints, TrainingLog, add_curves, read_log, remove_unfinished, resume_point
-from r3_repro.training.grpo_config import arm_of, grpo_config, lora_config, training_set, with_matched_batch
+from r3_repro.training.grpo_config import arm_of, grpo_config, lora_config, reward_functions, training_set, with_matched_batch
+from r3_repro.training.layer_kernels import with_layer_kernels
 from r3_repro.training.model_card import write_card
-from r3_repro.training.shared_prefix import enable_shared_prefix, unsupported_reason, zero3_disabled
-from r3_repro.training.trainer import R3Trainer, arm_reward
+from r3_repro.training.sharding import full_state_dict, reference_loading
+from r3_repro.training.shared_prefix import zero3_disabled
+from r3_repro.training.trainer import R3Trainer, reflection_prompt
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import locked, timed
 from r3_repro.utils.hashing import digest, file_hash
+from r3_repro.utils.paths import hub_revision
 
 
 # %% ../../nbs/training/train.ipynb #de9fd596
@@ -44,14 +50,15 @@ def longest_sequence(
     tokenizer: Any,
     p: Profile,
     context: int,  # of the model, tokens
-    loss_on_attempt: bool = False,  # no reflection and no retry
+    request: str,  # to reflect; empty: no reflection and no retry
 ) -> int:
     "Tokens of the longest sequence that training can meet; `SettingsError` if the model's context is shorter."
-    said = [*{json.dumps(m, sort_keys=True): m for m in data["prompt"]}.values()]
-    if not loss_on_attempt:
+    distinct = data.to_pandas().drop_duplicates(["problem_id", "attempt"]).index
+    said = [reflection_prompt(data[i], request) for i in distinct]
+    if request:
         said = [retry_messages(m, "x", p.retry_turn) for m in said]
     need = max(len(render(tokenizer, m)) for m in said) + p.max_answer_tokens
-    need += 0 if loss_on_attempt else p.max_reflection_tokens
+    need += p.max_reflection_tokens if request else 0
     if need > context:
         raise SettingsError(
             f"[{p.name}] the longest failure needs {need} tokens with reflection and retry, the model's context has {context}: "
@@ -59,42 +66,31 @@ def longest_sequence(
         )
     return need
 
-# %% ../../nbs/training/train.ipynb #700823ff
-def _share_prefix(
-    trainer: R3Trainer,
-    longest: int,  # tokens of the longest prompt with its completion
-) -> None:
-    "Run each prompt once for its group from now on, if the model allows it; else warn and leave the trainer as it is."
-    reason = unsupported_reason(trainer.model, longest)
-    trainer.shares_prefix = reason is None
-    if trainer.shares_prefix:
-        enable_shared_prefix(trainer.model, *map(trainer.accelerator.unwrap_model, filter(None, [trainer.ref_model])))
-    if reason:
-        warnings.warn(f"shared_prefix = true is without effect, each prompt is run once a completion: {reason}", stacklevel=3)
-
 # %% ../../nbs/training/train.ipynb #28c71e7e
 def build_trainer(
     run: Run,  # one arm and seed
     failures: pd.DataFrame,  # columns problem_id, problem (JSON), attempt
 ) -> R3Trainer:
     "The trainer of a run; raises `SettingsError` for an unknown arm or a context that is too short."
-    p, path, loss_on_attempt = run.profile, model_path(run.profile), arm_of(run).loss_on == "attempt"
-    task = get_task(p.task)
-    tokenizer, model = load_tokenizer(path, p.tool_format), load_model(path, "float32", device="cpu")
-    data, context = training_set(failures, task, p, run.seed, loss_on_attempt), max_context_length(model.config)
-    config, longest = grpo_config(run), longest_sequence(data, tokenizer, p, context, loss_on_attempt)
+    p, path, task = run.profile, model_path(run.profile), get_task(run.profile.task)
+    request = "" if arm_of(run).loss_on == "attempt" else task.reflection_request
+    config = grpo_config(run)  # before the weights: with FSDP2 the first process alone reads them, once processes know each other
+    tokenizer = load_tokenizer(path, p.tool_format)
+    model = with_layer_kernels(load_model(path, "float32", device="cpu"), p.layer_kernels)
+    data, context = training_set(failures, task, p, run.seed), max_context_length(model.config)
     config._n_gpu = min(config.n_gpu, 1)  # on a machine with several, transformers would spread a single process over all of them
-    config.vllm_max_model_length = vllm_context(longest, context)
+    config.vllm_max_model_length = vllm_context(longest_sequence(data, tokenizer, p, context, request), context)
     run.training.mkdir(parents=True, exist_ok=True)
-    trainer = R3Trainer(
-        model=model, args=config, train_dataset=data, processing_class=tokenizer, reward_funcs=arm_reward,
-        peft_config=lora_config(p) if p.lora_r else None, task=task, run=run,
-    )  # fmt: skip
-    if p.shared_prefix:
-        _share_prefix(trainer, longest)
+    kernels = partial(with_layer_kernels, kind=p.layer_kernels)
+    with reference_loading(kernels, revision=hub_revision(path)[1]), training_seed(run.seed):
+        trainer = R3Trainer(
+            model=model, args=config, train_dataset=data, processing_class=tokenizer, reward_funcs=reward_functions(run, task),
+            reflection_request=request, peft_config=lora_config(p) if p.lora_r else None,
+            leaks=lambda row, text: leaks_answer(task, Problem(row["problem_id"], json.loads(row["problem"])), text),
+        )  # fmt: skip
     for noisy in (ProgressCallback, PrinterCallback, NotebookProgressCallback):
         trainer.remove_callback(noisy)
-    trainer.add_callback(TrainingLog(trainer))
+    trainer.add_callback(TrainingLog(trainer, run))
     trainer.add_callback(MarkCheckpoints(trainer))
     return trainer
 
@@ -120,15 +116,17 @@ def training_identity(
 # %% ../../nbs/training/train.ipynb #96b8040b
 def save_trained(
     trainer: R3Trainer,
+    p: Profile,
     folder: Path,  # of the model; an adapter is saved beside it, in `adapter`
 ) -> None:
     "Save the model beside `folder` and rename, so that a killed process leaves no half of it; all processes must call this."
     part = folder.with_name(f".{folder.name}.part")
-    trainer.save_model(str(adapted := folder.with_name("adapter") if trainer.run.profile.lora_r else part))
+    with full_state_dict(trainer.accelerator):
+        trainer.save_model(str(adapted := folder.with_name("adapter") if p.lora_r else part))
     trainer.accelerator.wait_for_everyone()
     if adapted != part and trainer.accelerator.is_main_process:
         with zero3_disabled():  # into a newly loaded model: this one may be sharded over all GPUs
-            base = load_model(model_path(trainer.run.profile), "float32", device="cpu")
+            base = load_model(model_path(p), "float32", device="cpu")
             PeftModel.from_pretrained(base, adapted).merge_and_unload().save_pretrained(part)
         trainer._tokenizer.save_pretrained(part)
     trainer.accelerator.wait_for_everyone()
@@ -146,7 +144,7 @@ def _finish(run: Run, trainer: R3Trainer, seconds: dict[str, float], identity: d
     }  # fmt: skip
     write_manifest(
         run.training / "manifest.json", "train", run, seconds | stages, hashes,
-        steps=len(log), refilled=int(log.refilled.sum()),
+        steps=len(log), refilled=int(log.refilled.sum()), shared_prefix=trainer.no_shared_prefix or "on",
         reflect_tokens=int(log.reflect_tokens.sum()), retry_tokens=int(log.retry_tokens.sum()),
     )  # fmt: skip
     write_card(run)
@@ -161,13 +159,13 @@ def _train(run: Run, failures_file: Path, identity: dict[str, Any]) -> None:
         check_processes(run.profile, trainer.accelerator.num_processes)
         if trainer.accelerator.is_main_process:
             remove_unfinished(run.training)
-            add_curves(trainer)
+            add_curves(trainer, run)
         trainer.accelerator.wait_for_everyone()
         checkpoint = resume_point(run.training)
     with timed(seconds, "train"):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     with timed(seconds, "save"):
-        save_trained(trainer, run.training / "model")
+        save_trained(trainer, run.profile, run.training / "model")
     if trainer.accelerator.is_main_process:
         _finish(run, trainer, seconds, identity | {"settings": digest(identity["settings"])})
 
@@ -198,6 +196,7 @@ def train(
     identity = training_identity(run, failures_file)
     ensure_identity(run.training, identity)
     if not _ended(run.training):
+        check_room(run, here=int(os.environ.get("LOCAL_WORLD_SIZE", "0")))
         with locked(run.training):
             _train(run, failures_file, identity)
     return run.training / "model"

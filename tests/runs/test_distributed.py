@@ -95,7 +95,7 @@ def test_fsdp2(own_environment: pytest.MonkeyPatch) -> None:
         own_environment.setenv(key, value)
     plugin = FullyShardedDataParallelPlugin()
     assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
-    assert plugin.state_dict_type.name == "FULL_STATE_DICT" and plugin.cpu_ram_efficient_loading is False
+    assert plugin.state_dict_type.name == "SHARDED_STATE_DICT" and plugin.cpu_ram_efficient_loading is True
     assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy" and plugin.transformer_cls_names_to_wrap is None
     assert plugin.activation_checkpointing is False and type(plugin.cpu_offload).__name__ == "OffloadPolicy"
 
@@ -120,7 +120,7 @@ def test_zero3_as_far_as_it_can_be_read(own_environment: pytest.MonkeyPatch) -> 
 
 
 def test_save_model_writes_weights_only_from_a_full_state_dict() -> None:
-    "Why fsdp2.yaml says FULL_STATE_DICT. If this fails, the libraries have changed: read the page again."
+    "Why the finished model is saved in `full_state_dict`. If this fails, the libraries have changed: read the page again."
     from transformers import Trainer
 
     source = inspect.getsource(Trainer.save_model)

@@ -23,7 +23,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +58,8 @@ def set_sharding(on: bool) -> None:
 
 def use_zero3() -> None:
     "With ZeRO-3. Transformers and accelerate take DeepSpeed on GPUs only: they are told that these processors are some."
-    config = configuration.GRPOConfig
-    configuration.GRPOConfig = lambda **given: config(**given | {"use_cpu": False})  # type: ignore[assignment,misc]
+    config = configuration.R3Config
+    configuration.R3Config = lambda **given: config(**given | {"use_cpu": False})  # type: ignore[assignment,misc]
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)  # type: ignore[method-assign]
     checks._check_processes = lambda *_: None
 
@@ -107,7 +106,7 @@ def watched(trainer: Any, plan: Plan, tape: dict[str, Any], seen: dict[str, Any]
 
     def paid(*args: Any) -> Any:
         out = pay(*args)
-        seen["rewards"].append(out[:, 0].tolist())
+        seen["rewards"].append(out[:, -1].tolist())
         return out
 
     trainer._generate_and_score_completions, trainer._calculate_rewards = scored, paid
@@ -116,6 +115,7 @@ def watched(trainer: Any, plan: Plan, tape: dict[str, Any], seen: dict[str, Any]
     def forwarded(*args: Any, **more: Any) -> Any:
         out = forward(*args, **more)
         seen["types"] = sorted({*seen["types"], str(out[0].dtype)})
+        seen["shares"] = trainer.shares_prefix
         return out
 
     def stepped(*args: Any, **more: Any) -> Any:
@@ -128,14 +128,13 @@ def watched(trainer: Any, plan: Plan, tape: dict[str, Any], seen: dict[str, Any]
 
     trainer._get_per_token_logps_and_entropies, trainer.training_step = forwarded, stepped
     if plan.get("succeeds") == trainer.accelerator.process_index:
-        judge = trainer.task.verify
-        trainer.task = replace(trainer.task, verify=lambda *a: replace(judge(*a), ok=True))
+        judge = trainer.reward_funcs[0]
+        trainer.reward_funcs[0] = lambda *a, **k: [1.0 for _ in judge(*a, **k)]
     if plan.get("hasty") == trainer.accelerator.process_index:
         trainer.generation_config.max_new_tokens = 3
     if "stop" in plan:
         trainer.add_callback(Stop(plan["stop"]))
     seen |= {
-        "shares": trainer.shares_prefix,
         "world": trainer.accelerator.num_processes,
         "kind": str(trainer.accelerator.distributed_type),
     }
