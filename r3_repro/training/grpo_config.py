@@ -135,7 +135,8 @@ def grpo_config(run: Run) -> R3Config:
         vllm_server_base_url=p.vllm_server_base_url.rstrip("/") or None, vllm_group_port=p.vllm_group_port,
         logging_steps=1, save_steps=p.save_steps, save_total_limit=2, save_only_model=False,
         report_to=[p.report_to] if p.report_to in ("trackio", "wandb") else [],  # tensorboard: see `add_curves`
-        ddp_timeout=p.ddp_timeout, accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": p.sharding == "fsdp2"}},
+        ddp_timeout=p.ddp_timeout,
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": p.sharding == "fsdp2"}},
         log_completions=False, dataloader_num_workers=0, dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
 
