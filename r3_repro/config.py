@@ -82,7 +82,7 @@ class EngineSettings(_Settings):
     server_timeout: float = Field(default=600, gt=0, description="seconds that one request may take")
     server_patience: float = Field(default=300, ge=0, description="seconds without any answering server before giving up")
 
-# %% ../nbs/config.ipynb #a050a422
+
 class MiningSettings(_Settings):
     "How failures are mined and which are kept."
 
@@ -122,7 +122,7 @@ class MethodSettings(_Settings):
     scale_rewards: Literal["group", "batch", "none"] = Field(description="by whose standard deviation advantages are divided")
     random_reward_p: float = Field(default=0.5, gt=0, lt=1, description="success rate of the random_reward arm")
 
-# %% ../nbs/config.ipynb #99d38577
+
 class OptimizerSettings(_Settings):
     "The optimiser, and what is trained on which device."
 
@@ -335,7 +335,7 @@ def _impossible_devices(p: Profile) -> list[str]:
         )
     return out
 
-# %% ../nbs/config.ipynb #143dc54d
+
 def _impossible_engine(p: Profile) -> list[str]:
     out = []
     if p.engine == "server" and not p.servers:
@@ -589,7 +589,7 @@ class ValueSource(NamedTuple):
     letter: str  # one of `SOURCE_LETTERS`
     source: str  # a remark; empty where the letter says it all
 
-# %% ../nbs/config.ipynb #27b3e2ba
+
 def value_sources(
     profile: str = "paper",  # a shipped profile; its presets are those named `profile-…`
     path: Path | None = None,  # the settings file; default: the shipped one
