@@ -24,6 +24,7 @@ from trl.trainer.utils import split_tensor_dict
 from r3_repro.engines.base import SamplingParams, derive_seed
 from r3_repro.engines.chat import max_context_length, render
 from r3_repro.engines.generation import generate_rows
+from r3_repro.engines.vllm import prefix_cache_hits
 from r3_repro.tasks.base import Message, assistant, retry_messages, user
 from r3_repro.training.dynamic_sampling import drop_zero_variance, fill_batch, has_variance, pad_rows, refill_indices, unpad_rows
 from r3_repro.training.monitoring import completion_shares, content_counts, repetition_counts
@@ -174,16 +175,20 @@ def _runs_prompts_once(self: R3Trainer) -> bool:
 def _generate_single_turn(self: R3Trainer, prompt_ids: list, *rest: Any, **more: Any) -> Any:
     "Override: with transformers a prompt is run once for its group, and a retry goes on from its reflection's keys and values."
     if not self._runs_prompts_once():
-        return super(R3Trainer, self)._generate_single_turn(prompt_ids, *rest, **more)
-    step, first = self.state.global_step, self.accelerator.process_index * len(prompt_ids)
-    call, cache = self.rollout[1:] if self.rollout[0] == step else (0, None)
-    seeds = [derive_seed(self.args.seed, "rollout", step, call, first + i) for i in range(len(prompt_ids))]
+        step = "retry" if more.get("num_generations") == 1 else "reflect"
+        with prefix_cache_hits(self.vllm_generation) if self.use_vllm else contextlib.nullcontext({}) as cached:
+            out = super(R3Trainer, self)._generate_single_turn(prompt_ids, *rest, **more)
+        self._count(**{f"{step}_{name}": n for name, n in cached.items()})
+        return out
+    now, first = self.state.global_step, self.accelerator.process_index * len(prompt_ids)
+    call, cache = self.rollout[1:] if self.rollout[0] == now else (0, None)
+    seeds = [derive_seed(self.args.seed, "rollout", now, call, first + i) for i in range(len(prompt_ids))]
     sampling = SamplingParams(self.generation_config.max_new_tokens, temperature=self.temperature, top_p=self.top_p)
     out = generate_rows(
         self.accelerator.unwrap_model(self.model), self._tokenizer, prompt_ids, sampling, seeds, self.top_k or 0, cache
     )
     kept = out.cache if cache is None and self.args.loss_on != "attempt" else None
-    self.rollout = (step, call + 1, kept)
+    self.rollout = (now, call + 1, kept)
     return out.ids, None
 
 # %% ../../nbs/training/trainer.ipynb #914cb414
@@ -256,6 +261,7 @@ def step_metrics(
     measured = {
         "kl_float32": ("kl", "kl_tokens"), "sampling_logp_difference": ("sampler_difference", "sampler_tokens"),
         "sampler_ratio_mean": ("sampler_ratio", "sampler_rows"),
+        "reflect_cached_share": ("reflect_hits", "reflect_queries"), "retry_cached_share": ("retry_hits", "retry_queries"),
     }  # fmt: skip
     row |= {ours: counted[k] / counted[n] if counted[n] else None for ours, (k, n) in measured.items()}
     spread = counted["sampler_rows"] * counted["sampler_ratio_squared"]
