@@ -3,6 +3,7 @@
 # make test-vllm   the tests that need vLLM, with its CPU build, in an environment of its own
 # make test-deepspeed   the tests of sharding with DeepSpeed's ZeRO-3, on a CPU
 # make test-trackers    the tests of curves in trackio and wandb, which stay on this machine
+# make test-box    a whole study as a rented box runs it, killed and resumed, and the doctor with two processes; minutes
 # make figures     every table and figure again from results/ alone (installs no torch)
 # make study       the committed results: all arms and seeds of PROFILE, then publish to results/; ARMS= SEEDS= choose others,
 #                  TRANSFER=1: also what other tasks trained, CONTROLS=1: also retries without the own reflection
@@ -28,7 +29,7 @@ PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: reproduce test test-vllm test-deepspeed test-trackers figures study docs notebooks lint export clean
+.PHONY: reproduce test test-vllm test-deepspeed test-trackers test-box figures study docs notebooks lint export clean
 
 reproduce: $(VENV)/.core
 	$(BIN)/r3-repro reproduce --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seed $(SEED)
@@ -46,6 +47,9 @@ test-deepspeed: $(VENV)/.dev $(DEEPSPEED)/.done
 
 test-trackers: $(VENV)/.dev $(TRACKERS)/.done
 	R3_TRACKERS=$(TRACKERS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/on_trackers
+
+test-box: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/on_box
 
 figures: $(VENV)/.base
 	$(BIN)/r3-repro figures

@@ -7,6 +7,7 @@ import pytest
 FIRST = [
     "pipeline",
     "resume",
+    "doctor",
     "library",
     "site",
     "wheel",

@@ -28,10 +28,11 @@ def ci(folder: Path, fails: str = "") -> subprocess.CompletedProcess:
 
 def test_what_was_left_out_is_listed_at_the_end(tmp_path: Path) -> None:
     done = ci(tmp_path)
-    ran, _, end = done.stdout.partition("LEFT OUT: 1 part(s), 1 kind(s) of skipped tests\n")
+    ran, _, end = done.stdout.partition("LEFT OUT: 2 part(s), 1 kind(s) of skipped tests\n")
     assert done.returncode == 0 and ran.startswith(f"make test\n{SKIPPED}\nmake .venv-vllm/.done\nmake .venv-deepspeed/.done\n")
     assert "make test-deepspeed\n" in ran and "make test-trackers\n" in ran and "make test-vllm\n" not in ran
     assert end.splitlines() == [
+        "  make test-box, a whole study as a rented box runs it and the doctor with two processes: takes minutes, not run here",
         "  make test-vllm, the tests with vLLM: not installed within 600 seconds (exit code 7)",
         f"  {SKIPPED}",
     ]

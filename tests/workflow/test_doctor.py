@@ -1,4 +1,4 @@
-"""`r3-repro doctor`: three real steps on this processor, with one process and two; what it finds wrong and leaves behind."""
+"""`r3-repro doctor`: three real steps here; what it finds wrong and leaves behind. With two processes: `make test-box`."""
 
 import json
 import signal
@@ -14,15 +14,11 @@ import psutil
 import pytest
 from huggingface_hub.errors import GatedRepoError
 from support import environment, patience
-from transformers import Qwen2Config
 from typer.testing import CliRunner
 
-from r3_repro.planning.memory import lengths_of
 from r3_repro.runs.layout import open_run
-from r3_repro.workflow import doctor
+from r3_repro.workflow import doctor, trial_steps
 from r3_repro.workflow.cli import app
-
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 def start(root: Path, *args: str) -> subprocess.Popen:
@@ -60,34 +56,27 @@ def test_three_steps_with_the_profiles_own_weights(tmp_path: Path) -> None:
     assert "step 3 (resumed)" in said and "0 problems" in said
 
 
-@pytest.mark.slow
-def test_two_processes_and_random_weights_of_a_shape(tmp_path: Path) -> None:
-    "Answers run to their limits, the prompts have the planned length, and each is forwarded once for its group."
-    (shape := tmp_path / "shape").mkdir()
-    Qwen2Config(vocab_size=5000, max_position_embeddings=4096, **SMALL).save_pretrained(shape)
-    sets = ["--set", "processes=2", "--set", "per_device_train_batch_size=8"]
-    code, said, report = examined(tmp_path, "--model", str(shape), "--task", "function_calling", *sets)
-    rows, p = report["measured"]["rows"], open_run("smoke", "function_calling").profile
-    assert report["weights"] == "random" and [r["step"] for r in rows] == [1, 2, 3], said[-3000:]
-    assert {r["reflection_tokens_mean"] for r in rows} == {float(p.max_reflection_tokens)}
-    assert {round(r["retry_tokens_mean"]) for r in rows} == {p.max_answer_tokens}
-    prompt = lengths_of(p).prompt + p.max_answer_tokens
-    assert min(r["forward_tokens"] for r in rows) > 2 * prompt, "two groups in each process"
-    assert min(r["forward_tokens"] for r in rows) < 8 * prompt / 2, "and no prompt more than once for each"
-    assert code == 1 and states(report)["chat template"] == "problem", "the folder has no tokenizer"
+SLEEPS = """
+import sys
+from r3_repro.runs.layout import open_run
+from r3_repro.workflow import doctor, trial_steps
+trial_steps.stage_command = lambda *_: [sys.executable, "-c", "import time; time.sleep(600)", "train"]
+doctor.doctor(open_run("smoke", root=sys.argv[1]))
+"""
 
 
-@pytest.mark.slow
 def test_a_terminated_doctor_leaves_nothing(tmp_path: Path) -> None:
-    process = start(tmp_path)
-    ends, trained = time.monotonic() + patience(120), []
-    while not trained and time.monotonic() < ends:
+    "With a training that hangs."
+    line = [sys.executable, "-c", SLEEPS, str(tmp_path)]
+    process = subprocess.Popen(line, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    ends, trained = time.monotonic() + patience(60), []
+    while not trained and process.poll() is None and time.monotonic() < ends:
         trained = [c for c in psutil.Process(process.pid).children(recursive=True) if "train" in c.cmdline()]
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=patience(60))
     assert process.returncode == 143 and trained, said[-2000:]
-    assert all(map(doctor.is_gone, trained)) and list(tmp_path.iterdir()) == []
+    assert all(map(trial_steps.is_gone, trained)) and list(tmp_path.iterdir()) == []
 
 
 # ── What is wrong is said ──────────────────────────────────────────────────────────────────────────────────────────
@@ -98,11 +87,11 @@ def failing(text: str, code: int) -> list[str]:
 
 
 def test_a_training_that_fails_is_a_problem_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = doctor.doctor_run(open_run("smoke"), tmp_path / "model", tmp_path)
-    monkeypatch.setattr(doctor, "stage_command", lambda *_: failing("torch.OutOfMemoryError: CUDA out of memory", 1))
-    assert "exit code 1: torch.OutOfMemoryError" in doctor.measure_steps(run, patience(60)).failure
-    monkeypatch.setattr(doctor, "stage_command", lambda *_: [sys.executable, "-c", "import time; time.sleep(600)"])
-    assert "limit of time" in doctor.measure_steps(run, 0.5).failure
+    run = trial_steps.doctor_run(open_run("smoke"), tmp_path / "model", tmp_path)
+    monkeypatch.setattr(trial_steps, "stage_command", lambda *_: failing("torch.OutOfMemoryError: CUDA out of memory", 1))
+    assert "exit code 1: torch.OutOfMemoryError" in trial_steps.measure_steps(run, patience(60)).failure
+    monkeypatch.setattr(trial_steps, "stage_command", lambda *_: [sys.executable, "-c", "import time; time.sleep(600)"])
+    assert "limit of time" in trial_steps.measure_steps(run, 0.5).failure
 
 
 STARTS_ANEW = """
@@ -120,9 +109,9 @@ if not again:
 
 
 def test_a_training_that_starts_anew_was_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = doctor.doctor_run(open_run("smoke"), tmp_path / "model", tmp_path)
-    monkeypatch.setattr(doctor, "stage_command", lambda *_: [sys.executable, "-c", STARTS_ANEW, str(run.training)])
-    assert "was not resumed" in doctor.measure_steps(run, patience(60)).failure
+    run = trial_steps.doctor_run(open_run("smoke"), tmp_path / "model", tmp_path)
+    monkeypatch.setattr(trial_steps, "stage_command", lambda *_: [sys.executable, "-c", STARTS_ANEW, str(run.training)])
+    assert "was not resumed" in trial_steps.measure_steps(run, patience(60)).failure
 
 
 def test_wrong_options_end_with_2(tmp_path: Path) -> None:
@@ -135,7 +124,7 @@ def test_a_profile_for_gpus_is_refused_here_without_training(tmp_path: Path, mon
     monkeypatch.setattr(huggingface_hub, "auth_check", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
     report = doctor.examine(open_run("paper", root=str(tmp_path)))
     found = {f.what: f.state for f in report.findings}
-    assert found["GPUs"] == "problem" and found["three steps"] == "not checked" and report.measured is None
+    assert found["GPUs"] == "problem" and found["three steps"] == "not checked" and report.trial is None
     assert found["hub, model Qwen/Qwen2.5-1.5B-Instruct"] == "warning" and list(tmp_path.iterdir()) == []
 
 
@@ -153,7 +142,7 @@ def test_packages_that_clash_are_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_gated_name_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def gated(name: str, **_: Any) -> None:
-        raise GatedRepoError("gated", response=httpx.Response(403, request=httpx.Request("GET", "http://localhost")))
+        raise GatedRepoError("gated", response=httpx.Response(403, request=httpx.Request("GET", "http://hub")))
 
     monkeypatch.setattr(huggingface_hub, "auth_check", gated)
     found = doctor.check_hub(open_run("paper", "function_calling").profile)
@@ -171,7 +160,7 @@ def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert doctor.gpus() == [doctor.Gpu("NVIDIA H100 80GB HBM3", "580.95.05", 81559 / 1024, 0.5)]
     file, ends = tmp_path / "memory.txt", time.monotonic() + patience(10)
-    with doctor.gpu_memory(file):
-        while doctor.most_memory(file) < 40 and time.monotonic() < ends:
+    with trial_steps.gpu_memory(file):
+        while trial_steps.most_memory(file) < 40 and time.monotonic() < ends:
             time.sleep(0.05)
-    assert doctor.most_memory(file) == 40.0
+    assert trial_steps.most_memory(file) == 40.0
