@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PREFIX', 'findings_table', 'Gpu', 'gpus', 'check_gpus', 'installed', 'package_clashes', 'check_packages',
-           'port_is_free', 'check_host', 'check_hub', 'check_prompts', 'scratch_folder', 'check_settings', 'check_plan',
-           'check_own_prompts', 'Report', 'examine', 'doctor']
+           'port_is_free', 'check_host', 'check_hub', 'own_weights', 'check_prompts', 'scratch_folder',
+           'check_settings', 'check_plan', 'check_own_prompts', 'Report', 'examine', 'doctor']
 
 # %% ../../nbs/workflow/doctor.ipynb #18d2d9e3
 import contextlib
 import importlib.metadata
+import json
 import shutil
 import signal
 import socket
@@ -52,7 +53,6 @@ from r3_repro.workflow.trial_steps import (
     Finding,
     Trial,
     doctor_run,
-    own_weights,
     planned_step,
     try_steps,
     write_random_weights,
@@ -216,6 +216,19 @@ def check_hub(p: Profile) -> list[Finding]:
     "Whether model and data can be had."
     names = _hub_names(p)
     return [_check_access(*n) for n in names] or [Finding("hub", "ok", "not needed: model and problems are on this machine")]
+
+# %% ../../nbs/workflow/doctor.ipynb #cd2420ad
+def own_weights(p: Profile) -> Path | None:
+    "The folder of the profile's model, if all of its weights are on this machine."
+    folder = model_folder(p.model)
+    if folder is None:
+        with contextlib.suppress(Exception):  # whatever says that it is not in the cache
+            folder = Path(hub.snapshot_download(p.model, local_files_only=True))
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    index, there = folder / "model.safetensors.index.json", {f.name for f in folder.glob("*.safetensors")}
+    wanted = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    return folder if there and wanted <= there else None
 
 # %% ../../nbs/workflow/doctor.ipynb #041437be
 _DAYS = ("%d %b %Y", "%Y-%m-%d", "%d %B %Y", "%B %d, %Y", "%d/%m/%Y")

@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'EMPTY', 'STEPS', 'SAVED', 'NVIDIA_SMI', 'word_tokenizer', 'sample_only', 'write_shape',
-           'write_random_weights', 'own_weights', 'doctor_run', 'planned_failures', 'is_gone', 'family', 'kill_tree',
-           'occupied', 'started', 'gpu_memory', 'most_memory', 'Measured', 'measure_steps', 'Expected', 'planned_step',
+           'write_random_weights', 'doctor_run', 'planned_failures', 'is_gone', 'family', 'kill_tree', 'occupied',
+           'started', 'gpu_memory', 'most_memory', 'Measured', 'measure_steps', 'Expected', 'planned_step',
            'measured_lengths', 'steps_table', 'Finding', 'advice', 'Trial', 'try_steps']
 
 # %% ../../nbs/workflow/trial_steps.ipynb #e88d0842
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -21,7 +20,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub as hub
 import pandas as pd
 import psutil
 import torch
@@ -116,19 +114,6 @@ def write_random_weights(
     sample_only(model, [i for word, i in vocabulary.items() if word.startswith("<w")])
     (folder / EMPTY).unlink()
     model.to(torch.bfloat16).save_pretrained(folder)
-
-# %% ../../nbs/workflow/trial_steps.ipynb #acc0db8c
-def own_weights(p: Profile) -> Path | None:
-    "The folder of the profile's model, if all of its weights are on this machine."
-    folder = model_folder(p.model)
-    if folder is None:
-        with contextlib.suppress(Exception):  # whatever says that it is not in the cache
-            folder = Path(hub.snapshot_download(p.model, local_files_only=True))
-    if folder is None or not (folder / "config.json").is_file():
-        return None
-    index, there = folder / "model.safetensors.index.json", {f.name for f in folder.glob("*.safetensors")}
-    wanted = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
-    return folder if there and wanted <= there else None
 
 # %% ../../nbs/workflow/trial_steps.ipynb #cc523989
 STEPS, SAVED = 3, 2
