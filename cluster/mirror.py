@@ -1,10 +1,14 @@
 """Copy a run tree to another place while it is written to, so that what has arrived can be resumed at any moment.
 
     python cluster/mirror.py FROM TO
+    python cluster/mirror.py --back FROM TO    # to a disk where runs may have gone on since: nothing newer is replaced or removed
 
 Each file is written beside its place and renamed. What says whose a folder is (`identity.json`) arrives first. What says that
 something is finished (a manifest, the mark of a checkpoint) arrives last, and only if it was there before anything was copied.
 Hidden files, which are locks and parts of files, stay behind. Only checkpoints that are gone at FROM are removed at TO.
+
+With `--back` a file is copied if TO does not have it, or an older one. What a manifest at TO stands for stays as it is, and no
+manifest comes to a folder where something newer stays.
 """
 
 import shutil
@@ -31,14 +35,30 @@ def same(a: Path, b: Path) -> bool:
     return b.is_file() and a.stat().st_size == b.stat().st_size and int(a.stat().st_mtime) == int(b.stat().st_mtime)
 
 
-def mirror(source: Path, target: Path) -> int:
-    "Copy what has changed; returns the number of files copied."
+def finished(tree: Path, file: Path) -> bool:
+    "Whether a manifest in this tree, of a folder or of a single table, stands for a file."
+    folders = [tree / folder for folder in file.parents if folder != Path(".")]
+    marks = [*(folder / "manifest.json" for folder in folders), (tree / file).with_suffix(".manifest.json")]
+    return any(mark.is_file() for mark in marks)
+
+
+def newer(a: Path, b: Path) -> bool:
+    "Whether there is a file `a` that is not older, to the second, than `b`."
+    return a.is_file() and int(a.stat().st_mtime) >= int(b.stat().st_mtime)
+
+
+def mirror(source: Path, target: Path, back: bool = False) -> int:
+    "Copy what has changed, or, on the way back, what is newer; returns the number of files copied."
     copied, broken, listed = 0, set(), files_of(source)
+    done = {file for file in listed if back and finished(target, file)}
     for file in listed:
-        if place(file) == 2 and file.parent in broken:
-            continue  # a checkpoint that is being removed
+        if file in done or (place(file) == 2 and file.parent in broken):
+            continue  # a checkpoint that is being removed, or a run that has gone on
         try:
             if same(source / file, target / file):
+                continue
+            if back and newer(target / file, source / file):
+                broken.update(file.parents)
                 continue
             (target / file).parent.mkdir(parents=True, exist_ok=True)
             part = target / file.parent / f".{file.name}.mirror"
@@ -47,11 +67,12 @@ def mirror(source: Path, target: Path) -> int:
             copied += 1
         except FileNotFoundError:
             broken.add(file.parent)
-    gone = set(files_of(target)) - set(listed)
+    gone = set() if back else set(files_of(target)) - set(listed)
     for file in sorted((f for f in gone if listed and "checkpoints" in f.parts), key=place, reverse=True):  # the mark first
         (target / file).unlink(missing_ok=True)
     return copied
 
 
 if __name__ == "__main__":
-    print(f"mirror: {mirror(Path(sys.argv[1]), Path(sys.argv[2]))} files to {sys.argv[2]}")
+    *options, source, target = sys.argv[1:]
+    print(f"mirror: {mirror(Path(source), Path(target), options == ['--back'])} files to {target}")

@@ -4,7 +4,7 @@
 #     R3_BACK=/mnt/bucket/runs R3_SEEDS="0 1 2" cluster/run_box.sh --profile paper --model Qwen/Qwen2.5-7B-Instruct
 #
 # Options go to `r3-repro doctor` and `r3-repro reproduce`. To run it again is to resume, on another machine too: what is at
-# R3_BACK is copied here first. Exit code 1 if the doctor finds a problem or a chapter fails.
+# R3_BACK and not here, or newer than here, is copied first. Exit code 1 if the doctor finds a problem or a chapter fails.
 #
 #     R3_ROOT        run tree on a disk of this machine [runs]
 #     R3_BACK        where the run tree, with executed notebooks and the doctor's report, is copied to [nowhere]
@@ -37,7 +37,7 @@ run() {
 }
 
 mkdir -p "$root"
-if [[ -n $back ]]; then "$python" cluster/mirror.py "$back" "$root"; fi
+if [[ -n $back ]]; then "$python" cluster/mirror.py --back "$back" "$root"; fi
 trap finish EXIT
 trap 'exit 143' TERM INT
 if [[ -n $back ]]; then

@@ -147,6 +147,43 @@ def test_only_old_checkpoints_are_removed(tmp_path: Path) -> None:
     assert copied(b) == set(SAVED), "an empty disk is no reason to empty the copy"
 
 
+def dated(root: Path, content: str, seconds: int, *files: str) -> Path:
+    "Files with a content and a time of change."
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text(content)
+        os.utime(root / file, (seconds, seconds))
+    return root
+
+
+def test_on_the_way_back_nothing_newer_is_replaced_or_removed(tmp_path: Path) -> None:
+    bucket = dated(
+        tmp_path / "bucket", "copy", 2000, "t/log.jsonl", "t/old.txt", "t/gone.txt", "t/manifest.json", "d/manifest.json"
+    )
+    dated(bucket, "copy", 2000, *SAVED)
+    disk = dated(tmp_path / "disk", "here", 3000, "t/log.jsonl", "t/checkpoints/checkpoint-2/complete")
+    dated(disk, "here", 1000, "t/old.txt")
+    assert mirror(bucket, disk, back=True) == 5
+    assert {f for f in copied(disk) if (disk / f).read_text() == "here"} == {"t/log.jsonl", "t/checkpoints/checkpoint-2/complete"}
+    assert copied(disk) == {
+        *SAVED,
+        "t/checkpoints/checkpoint-2/complete",
+        "t/log.jsonl",
+        "t/old.txt",
+        "t/gone.txt",
+        "d/manifest.json",
+    }
+    assert mirror(bucket, disk, back=True) == 0, "the run has gone on here: that it was finished elsewhere does not come"
+
+
+def test_what_is_finished_here_stays_as_it_is(tmp_path: Path) -> None:
+    bucket = dated(tmp_path / "bucket", "copy", 3000, *SAVED, "t/log.jsonl", "t/manifest.json", "e/a.parquet", "e/b.parquet")
+    disk = dated(tmp_path / "disk", "here", 2000, "t/log.jsonl", "t/manifest.json", "e/a.parquet", "e/a.manifest.json")
+    assert mirror(bucket, disk, back=True) == 1
+    assert copied(disk) == {"t/log.jsonl", "t/manifest.json", "e/a.parquet", "e/a.manifest.json", "e/b.parquet"}
+    assert (disk / "t/log.jsonl").read_text() == (disk / "e/a.parquet").read_text() == "here"
+
+
 # ── The entry script ───────────────────────────────────────────────────────────────────────────────────────────────
 
 # Answers for the doctor as it is told to, makes the three chapters that are not there yet, notes what it did, and copies as the
@@ -233,6 +270,16 @@ def test_a_box_is_lost_and_a_new_one_goes_on(tmp_path: Path, stand_in: str) -> N
     assert process.returncode == 0, said
     assert [line.split(", with ")[1] for line in noted(tmp_path)] == ["", "", "1 2", "1 2"]
     assert copied(bucket) == {"1", "2", "3"} and [(bucket / n).read_text() for n in "12"] == before
+
+
+def test_a_second_start_on_the_same_machine_keeps_what_is_newer(tmp_path: Path, stand_in: str) -> None:
+    log, saved = "t/log.jsonl", "t/checkpoints/checkpoint-2/complete"
+    dated(tmp_path / "bucket", "copy", 2000, log, "t/checkpoints/checkpoint-1/complete")
+    disk = dated(tmp_path / "disk", "here", 3000, log, saved)
+    process = start(tmp_path, PYTHON=stand_in)
+    said, _ = process.communicate(timeout=patience(60))
+    assert process.returncode == 0 and (disk / log).read_text() == "here" and (disk / saved).is_file(), said
+    assert (tmp_path / "bucket" / log).read_text() == "here"
 
 
 def test_a_box_without_a_copy_runs_too(tmp_path: Path, stand_in: str) -> None:
