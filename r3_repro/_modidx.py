@@ -1107,6 +1107,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'r3_repro/planning/plan.py')},
             'r3_repro.planning.room': { 'r3_repro.planning.room.Room': ('planning/room.html#room', 'r3_repro/planning/room.py'),
                                         'r3_repro.planning.room.Room.disk': ('planning/room.html#room.disk', 'r3_repro/planning/room.py'),
+                                        'r3_repro.planning.room._left': ('planning/room.html#_left', 'r3_repro/planning/room.py'),
                                         'r3_repro.planning.room.check_room': ('planning/room.html#check_room', 'r3_repro/planning/room.py'),
                                         'r3_repro.planning.room.memory_limit': ( 'planning/room.html#memory_limit',
                                                                                  'r3_repro/planning/room.py'),

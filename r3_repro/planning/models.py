@@ -14,6 +14,7 @@ from typing import Any
 
 from r3_repro.config import model_folder
 from r3_repro.utils.errors import SettingsError
+from r3_repro.utils.paths import hub_revision
 
 
 # %% ../../nbs/planning/models.ipynb #c84b2260
@@ -138,7 +139,7 @@ def random_model(s: Shape) -> Any:
 
 # %% ../../nbs/planning/models.ipynb #ab78c300
 def read_shape(
-    path: str,  # a folder with a config.json, or a hub name
+    path: str,  # a folder with a config.json, a hub name, or owner/name@revision
 ) -> Shape:
     "The shape of a model from its configuration; raises `SettingsError` if there is none, or not of a causal language model."
     from transformers import AutoConfig
@@ -146,7 +147,8 @@ def read_shape(
     from r3_repro.planning.fit import measure_model
 
     model = measure_model(path)
-    config = AutoConfig.from_pretrained(path).get_text_config()
+    name, revision = hub_revision(path)
+    config = AutoConfig.from_pretrained(name, revision=revision).get_text_config()
     heads = config.num_attention_heads
     return Shape(
         config.model_type, config.num_hidden_layers, config.hidden_size, heads,
@@ -158,6 +160,7 @@ def read_shape(
 # %% ../../nbs/planning/models.ipynb #e2c67fbe
 def shape_of(
     name: str,  # a model as settings name it
+    revision: str = "",  # of a name of the hub; the table's models have one shape in all of them
 ) -> Shape:
     "The shape of a model: from its folder, from the table of the paper's models, or from the hub; else `SettingsError`."
     folder = model_folder(name)
@@ -165,7 +168,7 @@ def shape_of(
         return read_shape(str(folder))
     if name not in MODELS:
         try:
-            return read_shape(name)
+            return read_shape(f"{name}@{revision}" if revision else name)
         except SettingsError as e:
             close = difflib.get_close_matches(name, MODELS, 1)
             raise SettingsError(

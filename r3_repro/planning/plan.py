@@ -175,6 +175,25 @@ def stage_hours(p: Profile, s: Shape, tok: Lengths, m: Machine, train: bool = Tr
     rows.append((what, gpus, models * evaluation_seconds(p, s, tok, m) / copies))
     return pd.DataFrame([{"stage": w, "GPUs": g, "hours": t / 3600, "GPU hours": g * t / 3600} for w, g, t in rows])
 
+# %% ../../nbs/planning/plan.ipynb #a37af307
+def split_groups(p: Profile, s: Shape, tok: Lengths, m: Machine) -> list[str]:
+    "A warning, with a remedy, if micro-batches split groups although whole ones would fit; else empty."
+    whole = p.model_copy(update={"per_device_train_batch_size": p.num_generations})
+    here = micro_batch(p, tok.prompt, p.max_reflection_tokens)
+    if (
+        not p.shared_prefix
+        or here.rows >= here.prompts * p.num_generations
+        or inconsistencies(whole)
+        or training_problems(whole, s, tok, m)
+    ):
+        return []
+    now, then = (update_seconds(q, s, tok, m) for q in (p, whole))
+    rows, group = p.per_device_train_batch_size, p.num_generations
+    return [
+        f"WARNING: per_device_train_batch_size = {rows} splits groups of {group}, so that a prompt is run more than once: "
+        f"an update takes {now:.1f} s, and {then:.1f} with --set per_device_train_batch_size={group}"
+    ]
+
 # %% ../../nbs/planning/plan.ipynb #af030772
 def _training_lines(p: Profile, s: Shape, tok: Lengths, m: Machine) -> list[str]:
     "Batch, memory and step of a training run."
@@ -203,25 +222,6 @@ def _room_line(p: Profile, s: Shape) -> str:
         f"{need.programs / GIB:.0f} for the programs. Disk: {need.disk / GIB:.1f} GiB (checkpoints of "
         f"{need.checkpoint / GIB:.1f}, at most three at a time), then {need.model / GIB:.1f} for each trained model"
     )
-
-
-def split_groups(p: Profile, s: Shape, tok: Lengths, m: Machine) -> list[str]:
-    "A warning, with a remedy, if micro-batches split groups although whole ones would fit; else empty."
-    whole = p.model_copy(update={"per_device_train_batch_size": p.num_generations})
-    here = micro_batch(p, tok.prompt, p.max_reflection_tokens)
-    if (
-        not p.shared_prefix
-        or here.rows >= here.prompts * p.num_generations
-        or inconsistencies(whole)
-        or training_problems(whole, s, tok, m)
-    ):
-        return []
-    now, then = (update_seconds(q, s, tok, m) for q in (p, whole))
-    rows, group = p.per_device_train_batch_size, p.num_generations
-    return [
-        f"WARNING: per_device_train_batch_size = {rows} splits groups of {group}, so that a prompt is run more than once: "
-        f"an update takes {now:.1f} s, and {then:.1f} with --set per_device_train_batch_size={group}"
-    ]
 
 
 def _table(rows: pd.DataFrame, form: str = ",.1f") -> str:
@@ -279,7 +279,7 @@ def make_plan(
     **lengths: int | None,  # tokens, in place of the assumed ones: prompt, longest_prompt, answer, reflection
 ) -> tuple[str, Callable[[], None]]:
     "The plan as text, and a function that raises `SettingsError` if it cannot fit."
-    tok, s, m = lengths_of(p, **lengths), shape_of(p.model), replace(H100, memory=gpu_memory)
+    tok, s, m = lengths_of(p, **lengths), shape_of(p.model, p.revision), replace(H100, memory=gpu_memory)
     train = not evaluate_only and (p.model not in MODELS or MODELS[p.model].trained)
     return plan_lines(p, s, tok, m, train), lambda: refuse_plan(p, s, tok, m, train, host_memory, disk)
 

@@ -6,6 +6,7 @@
 __all__ = ['PROGRAM', 'Room', 'room_needed', 'memory_limit', 'room_problems', 'check_room']
 
 # %% ../../nbs/planning/room.ipynb #04abf7bd
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,19 +56,28 @@ def room_needed(
     return Room(loading, saving, PROGRAM * here if p.dtype == "bfloat16" else 0, checkpoint, 4 * n)
 
 # %% ../../nbs/planning/room.ipynb #c8042231
+def _left(group: Path) -> float:
+    "Bytes that a control group of version 1 or 2 still allows, cached files not counted; infinite without a limit."
+    for limit, now, prefix in (("max", "current", ""), ("limit_in_bytes", "usage_in_bytes", "total_")):
+        most, used, stat = group / f"memory.{limit}", group / f"memory.{now}", group / "memory.stat"
+        if most.is_file() and used.is_file() and most.read_text().strip().isdigit():
+            lines = map(str.split, stat.read_text().splitlines() if stat.is_file() else [])
+            cached = sum(int(n) for name, n in lines if name in (f"{prefix}inactive_file", f"{prefix}active_file"))
+            return float(most.read_text()) - float(used.read_text()) + cached
+    return float("inf")
+
+
 def memory_limit(
     root: Path = Path("/sys/fs/cgroup"),  # of the control groups
     own: Path = Path("/proc/self/cgroup"),
 ) -> float:
     "Bytes of main memory that this process's control groups still allow; infinite without a limit."
-    lines = own.read_text().splitlines() if own.is_file() else []
-    group = next((root / line[3:].strip("/") for line in lines if line.startswith("0::")), root)
-    left = [float("inf")]
-    for folder in (group, *group.parents):
-        most, used = folder / "memory.max", folder / "memory.current"
-        if most.is_file() and used.is_file() and (limit := most.read_text().strip()).isdigit():
-            left.append(float(limit) - float(used.read_text()))
-    return min(left)
+    groups = [root, root / "memory"]
+    for line in own.read_text().splitlines() if own.is_file() else []:
+        _, kinds, path = line.split(":", 2)
+        if kinds in ("", "memory"):  # version 2, version 1
+            groups.append(root / kinds / path.strip("/"))
+    return min(_left(folder) for group in groups for folder in (group, *group.parents))
 
 # %% ../../nbs/planning/room.ipynb #9f4957b3
 def room_problems(
@@ -96,9 +106,11 @@ def check_room(
     run: Run,  # whose training begins or goes on in this process
     here: int = 0,  # processes on this machine; 0 = all of the training's
 ) -> None:
-    "Raise `SettingsError` if this machine has less free memory or disk than the training needs; nothing is loaded or written."
+    "Raise `SettingsError` if a machine has too little free memory or disk to train; only where `LOCAL_RANK` is 0 or not set."
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
     p, folder = run.profile, run.training
-    need = room_needed(p, shape_of(p.model), here)
+    need = room_needed(p, shape_of(p.model, p.revision), here)
     there = next(f for f in (folder, *folder.resolve().parents) if f.exists())
     kept = sum(f.stat().st_size for f in (folder / "checkpoints").rglob("*") if f.is_file())
     memory = min(float(psutil.virtual_memory().available), memory_limit())

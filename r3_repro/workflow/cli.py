@@ -209,7 +209,7 @@ def _price_line(p: Profile, usd: float, gpu_memory: float, evaluate_only: bool, 
 
     train = not evaluate_only and (p.model not in MODELS or MODELS[p.model].trained)
     machine = replace(H100, memory=gpu_memory)
-    stages = stage_hours(p, shape_of(p.model), lengths_of(p, **lengths), machine, train).set_index("stage")
+    stages = stage_hours(p, shape_of(p.model, p.revision), lengths_of(p, **lengths), machine, train).set_index("stage")
     each = [len(p.arms) if "an arm" in s else 0 if "at least" in s else 1 for s in stages.index]  # mining: at most
     hours, gpus = (stages["hours"] * each).sum(), stages["GPUs"].max()
     total = f"{gpus} GPUs x {hours:.1f} hours x {usd:g} USD a GPU and hour = {gpus * hours * usd:,.0f} USD"

@@ -33,7 +33,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from packaging.requirements import Requirement
 from tabulate import tabulate
 
-from r3_repro.config import Profile, model_folder
+from r3_repro.config import Profile, model_folder, model_path
 from r3_repro.data import load_split
 from r3_repro.engines.chat import load_tokenizer, render
 from r3_repro.planning.fit import check_empty, check_template, longest_episode
@@ -47,7 +47,7 @@ from r3_repro.runs.preflight import preflight
 from r3_repro.tasks.base import Problem, attempt_messages, get_task, reflection_messages
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import locked
-from r3_repro.utils.paths import clone_folder
+from r3_repro.utils.paths import clone_folder, hub_revision
 from r3_repro.workflow.trial_steps import (
     NVIDIA_SMI,
     Finding,
@@ -158,9 +158,7 @@ def check_packages() -> list[Finding]:
     return [Finding("packages", "warning" if other else "ok", there + more)]
 
 # %% ../../nbs/workflow/doctor.ipynb #a5df1254
-def port_is_free(
-    port: int,  # 0 = any
-) -> bool:
+def port_is_free(port: int) -> bool:
     "Whether a server can listen at a port of this machine."
     with socket.socket() as s:
         try:
@@ -181,22 +179,22 @@ def check_host(p: Profile, s: Shape, folder: Path) -> list[Finding]:
         size = shutil.disk_usage("/dev/shm").total / GIB
         how = "" if size >= 1 else "start the container with --ipc=host or --shm-size=16g"
         out.append(Finding("shared memory", "warning" if how else "ok", f"/dev/shm of {size:.1f} GiB", how))
-    ports = {"MASTER_PORT, of torchrun": 0} if p.processes > 1 else {}
-    ports |= {"vllm_group_port": p.vllm_group_port} if p.use_vllm and p.vllm_mode == "server" else {}
+    ports = {"vllm_group_port": p.vllm_group_port} if p.use_vllm and p.vllm_mode == "server" else {}
     taken = [f"{name} {port}" for name, port in ports.items() if not port_is_free(port)]
     said = f"{', '.join(taken)}: taken" if taken else "free: " + ", ".join(ports) if ports else "none needed"
     return [*out, Finding("ports", "problem" if taken else "ok", said, "--set vllm_group_port=…" if taken else "")]
 
 # %% ../../nbs/workflow/doctor.ipynb #cbcb9c01
 def _hub_names(p: Profile) -> list[tuple[str, str]]:
-    "Kind and name of what a profile takes from the hub."
+    "Kind and name of what a profile takes from the hub; a model's with @revision, if one is set."
     local = p.source == "generate" or Path(p.source).exists() or p.source.count("/") != 1
-    return [("model", p.model)] * (model_folder(p.model) is None) + [("dataset", p.source)] * (not local)
+    models = [("model", model_path(p))] if model_folder(p.model) is None else []
+    return models + [("dataset", p.source)] * (not local)
 
 
 def _check_access(kind: str, name: str) -> Finding:
     "Whether this machine may read a name of the hub."
-    what = f"hub, {kind} {name}"
+    what, (name, revision) = f"hub, {kind} {name}", hub_revision(name)
     try:
         hub.auth_check(name, repo_type=kind)
     except GatedRepoError:
@@ -205,11 +203,13 @@ def _check_access(kind: str, name: str) -> Finding:
     except RepositoryNotFoundError:
         return Finding(what, "problem", f"the hub has no such {kind}", "check the name, and the token if it is private")
     except Exception as e:  # no network, a proxy that refuses, offline mode
-        if commit := hub_commit(name, kind):
+        if commit := hub_commit(name, kind, revision):
             return Finding(what, "ok", f"in the cache, commit {commit[:8]}; the hub was not reached")
         how = "give this machine network, or a filled HF_HOME, before the chapters run"
         return Finding(what, "warning", f"the hub cannot be reached ({type(e).__name__}), and the cache does not have it", how)
-    return Finding(what, "ok", f"may be read, commit {(hub_commit(name, kind) or 'unknown')[:8]}")
+    if (commit := hub_commit(name, kind, revision)) == "":
+        return Finding(what, "problem", f"the hub has no revision {revision!r} of it", "check the setting revision")
+    return Finding(what, "ok", f"may be read, commit {(commit or 'unknown')[:8]}")
 
 
 def check_hub(p: Profile) -> list[Finding]:
@@ -223,7 +223,8 @@ def own_weights(p: Profile) -> Path | None:
     folder = model_folder(p.model)
     if folder is None:
         with contextlib.suppress(Exception):  # whatever says that it is not in the cache
-            folder = Path(hub.snapshot_download(p.model, local_files_only=True))
+            name, revision = hub_revision(model_path(p))
+            folder = Path(hub.snapshot_download(name, revision=revision, local_files_only=True))
     if folder is None or not (folder / "config.json").is_file():
         return None
     index, there = folder / "model.safetensors.index.json", {f.name for f in folder.glob("*.safetensors")}
@@ -302,10 +303,11 @@ def check_plan(p: Profile, s: Shape, m: Machine) -> list[Finding]:
 def check_own_prompts(p: Profile, found: list[Finding], own: Path | None, context: int, problems: list[Problem]) -> list[Finding]:
     "`check_prompts` with the model's own tokenizer, from its folder, or from the hub if `found` says that it may be read."
     own = own or model_folder(p.model)
-    if own is None and not any(f.state == "ok" and f.what == f"hub, model {p.model}" for f in found):
-        return [Finding("chat template", "not checked", f"the tokenizer of {p.model} cannot be had")]
+    path = str(own) if own else model_path(p)
+    if own is None and not any(f.state == "ok" and f.what == f"hub, model {path}" for f in found):
+        return [Finding("chat template", "not checked", f"the tokenizer of {path} cannot be had")]
     try:
-        tokenizer = load_tokenizer(str(own or p.model), p.tool_format)
+        tokenizer = load_tokenizer(path, p.tool_format)
     except (SettingsError, OSError, ValueError) as e:
         return [Finding("chat template", "problem", str(e))]
     return check_prompts(tokenizer, p, context, problems)
@@ -333,7 +335,7 @@ def examine(
     if machines().count > 1:
         raise SettingsError("doctor looks at one machine: run it on each of them, without NNODES")
     machine = replace(H100, memory=min((gpu.total for gpu in there), default=H100.memory))
-    shape = shape_of(p.model)
+    shape = shape_of(p.model, p.revision)
     found = check_gpus(there, torch.cuda.device_count(), torch.version.cuda, p) + check_packages()
     with scratch_folder(run.root) as scratch:
         found += check_host(p, shape, scratch.parent) + check_hub(p) + check_plan(p, shape, machine)
@@ -342,7 +344,7 @@ def examine(
         problems = load_split(small, "train")
         if own is None:
             texts = [text for q in problems for m in attempt_messages(get_task(p.task), q) for text in m.values()]
-            write_shape(p.model, texts, made)
+            write_shape(p, texts, made)
         settings = check_settings(small)
         found += settings + check_own_prompts(p, found, own, shape.context, problems)
         if any(f.state == "problem" and "train" in f.what for f in settings):

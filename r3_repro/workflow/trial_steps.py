@@ -88,17 +88,17 @@ EMPTY = "model.safetensors"
 
 
 def write_shape(
-    name: str,  # of a model as settings name it
+    p: Profile,  # whose model has this shape
     texts: Sequence[str],  # prompts of the task
     folder: Path,  # to write to
 ) -> None:
     "Write the configuration of a model, which tells its shape, a word tokenizer, and an empty file in place of the weights."
-    known = MODELS.get(name)
+    known = MODELS.get(p.model)
     if known and known.shape:
         with torch.device("meta"):
             config = random_model(known.shape).config
     else:
-        config = AutoConfig.from_pretrained(str(model_folder(name) or name))
+        config = AutoConfig.from_pretrained(str(model_folder(p.model) or p.model), revision=p.revision or "main")
     config.save_pretrained(folder)
     word_tokenizer(min(WORDS, config.get_text_config().vocab_size), texts).save_pretrained(folder)
     (folder / EMPTY).touch()

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import constants
 from support import REPOSITORY
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig
 from typer.testing import CliRunner
 
 from r3_repro.config import find_home, inconsistencies, load_profile, model_path
@@ -28,7 +29,7 @@ from r3_repro.planning.memory import (
 )
 from r3_repro.planning.models import MODELS, contamination, parameters, random_model, shape_of
 from r3_repro.planning.plan import pass_flops
-from r3_repro.planning.room import check_room, room_needed
+from r3_repro.planning.room import check_room, memory_limit, room_needed
 from r3_repro.runs.launch import stage_command
 from r3_repro.runs.layout import open_run
 from r3_repro.training.shared_prefix import ATTN_NAME, pack, prefix_parts
@@ -154,6 +155,46 @@ def test_a_training_is_refused_on_a_disk_that_is_too_small(tmp_path: Path, monke
     old.mkdir(parents=True)
     (old / "optimizer.pt").write_bytes(bytes(1001))
     check_room(run)
+
+
+def test_only_the_first_process_of_a_machine_looks_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "A later one would count the weights that the others have loaded."
+    run = open_run("tiny", root=str(tmp_path))
+    monkeypatch.setattr(room, "memory_limit", lambda: 1000.0)
+    for rank in ("0", None):
+        monkeypatch.setenv("LOCAL_RANK", rank) if rank else monkeypatch.delenv("LOCAL_RANK")
+        with pytest.raises(SettingsError, match="main memory"):
+            check_room(run)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    check_room(run)
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "names", "prefix"),
+    [
+        ("0::/job/step", "job", ("memory.max", "memory.current"), ""),
+        ("9:memory:/job/step", "memory/job", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_"),
+        ("9:cpu:/x\n7:memory:/not/here", "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_"),
+    ],
+)
+def test_cached_files_count_as_free(tmp_path: Path, line: str, folder: str, names: tuple[str, str], prefix: str) -> None:
+    "In control groups of version 2, of version 1, and of version 1 as a container sees its own."
+    group = tmp_path / "cgroup" / folder
+    group.mkdir(parents=True)
+    (tmp_path / "own").write_text(line + "\n")
+    texts = ("1000", "900", f"anon 40\n{prefix}inactive_file 500\n{prefix}active_file 100")
+    for name, text in zip((*names, "memory.stat"), texts, strict=True):
+        (group / name).write_text(text + "\n")
+    assert memory_limit(tmp_path / "cgroup", tmp_path / "own") == 700
+    (group / "memory.stat").unlink()
+    assert memory_limit(tmp_path / "cgroup", tmp_path / "own") == 100
+
+
+def test_a_shape_from_the_hub_is_that_of_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, config = [], AutoConfig.from_pretrained(model_path(load_profile("tiny")))
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda name, revision=None: asked.append((name, revision)) or config)
+    assert shape_of("somebody/model", "v2") == shape_of(load_profile("tiny").model)
+    assert set(asked) >= {("somebody/model", "v2")} and {revision for name, revision in asked if "/model" in name} == {"v2"}
 
 
 # ── What does not fit ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,8 +15,11 @@ import psutil
 import pytest
 from huggingface_hub.errors import GatedRepoError
 from support import environment, patience
+from transformers import AutoConfig
 from typer.testing import CliRunner
 
+from r3_repro.config import model_path
+from r3_repro.planning.models import shape_of
 from r3_repro.runs.layout import open_run
 from r3_repro.workflow import doctor, trial_steps
 from r3_repro.workflow.cli import app
@@ -147,6 +151,45 @@ def test_a_gated_name_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "auth_check", gated)
     found = doctor.check_hub(open_run("paper", "function_calling").profile)
     assert [f.state for f in found] == ["problem", "problem"] and all("accept the licence" in f.change for f in found)
+
+
+def test_the_revision_of_the_settings_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "By the check of the hub, the search for weights here, the tokenizer, and the shape that is trained."
+    p, asked = open_run("paper", model="somebody/model", revision="v2", source="generate").profile, list[tuple[str, ...]]()
+    config = AutoConfig.from_pretrained(model_path(open_run("smoke").profile))
+
+    def note(what: str, answer: Any) -> Any:
+        return lambda name, *_, **more: asked.append((what, name, more.get("revision", ""))) or answer
+
+    commits = {"v2": "", "v3": "0123456789"}
+    monkeypatch.setattr(huggingface_hub, "auth_check", note("access", None))
+    monkeypatch.setattr(doctor, "hub_commit", lambda name, kind, revision="main": commits.get(revision))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", note("weights", str(tmp_path / "none")))
+    monkeypatch.setattr(doctor, "load_tokenizer", note("tokenizer", None))
+    monkeypatch.setattr(doctor, "check_prompts", lambda *_: [])
+    monkeypatch.setattr(AutoConfig, "from_pretrained", note("shape", config))
+    (found,) = doctor.check_hub(p)
+    assert (found.state, found.what) == ("problem", "hub, model somebody/model@v2") and "no revision 'v2'" in found.found
+    p = p.model_copy(update={"revision": "v3"})
+    (found,) = doctor.check_hub(p)
+    assert found.state == "ok" and "01234567" in found.found
+    assert doctor.own_weights(p) is None and doctor.check_own_prompts(p, [found], None, 4096, []) == []
+    trial_steps.write_shape(p, ["a prompt"], tmp_path / "shape")
+    assert asked[-3:] == [
+        ("weights", "somebody/model", "v3"), ("tokenizer", "somebody/model@v3", ""), ("shape", "somebody/model", "v3")
+    ]  # fmt: skip
+
+
+def test_ports_are_those_that_a_run_needs() -> None:
+    "The launcher takes a port that is free; only vLLM's server needs one of a number."
+    usual = open_run("smoke", processes=2, per_device_train_batch_size=8).profile
+    assert doctor.check_host(usual, shape_of(usual.model), Path.cwd())[-1].found == "none needed"
+    with socket.socket() as s:
+        s.bind(("", 0))
+        s.listen()
+        own = {"use_vllm": True, "vllm_mode": "server", "vllm_group_port": s.getsockname()[1]}
+        found = doctor.check_host(usual.model_copy(update=own), shape_of(usual.model), Path.cwd())[-1]
+    assert found.state == "problem" and found.found == f"vllm_group_port {own['vllm_group_port']}: taken"
 
 
 def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
