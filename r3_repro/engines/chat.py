@@ -45,6 +45,7 @@ USUAL_CONTROL = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?s>|\[/?INST\]")
 def control_tokens(
     tokenizer: Any,
     template: str,  # its chat template
+    size: int = 0,  # its number of tokens, which tells the cache that one was added
 ) -> re.Pattern[str]:
     "What the tokenizer reads as control: its special tokens, and the added ones that the template writes around messages."
     frame = tokenizer.apply_chat_template(
@@ -59,14 +60,17 @@ def as_text(
     messages: list[Message],  # the first one may carry tools
     control: re.Pattern[str],  # from `control_tokens`, or `USUAL_CONTROL`
 ) -> list[Message]:
-    "The messages with a space within each control token in contents and tools; unchanged where there is none."
+    "The messages with a space within each control token in what they say; `TypeError` for contents that are not text."
 
     def broken(text: str) -> str:
         while control.search(text):  # breaking one can leave another that overlapped it
             text = control.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
         return text
 
-    return [{k: v if k == "role" or not v else broken(v) for k, v in m.items()} for m in messages]
+    for m in messages:
+        if not isinstance(m["content"], str):
+            raise TypeError(f"the content of a message is a {type(m['content']).__name__}: use text ({m!r:.200})")
+    return [{k: broken(v) if k != "role" and isinstance(v, str) else v for k, v in m.items()} for m in messages]
 
 # %% ../../nbs/engines/chat.ipynb #167b26d5
 def render(
@@ -74,7 +78,7 @@ def render(
     messages: list[Message],  # a conversation; the first message may carry tools
 ) -> list[int]:
     "Token ids of a conversation up to where the assistant's next message begins; raises `ValueError` on a doubled BOS."
-    messages, more = shown(tokenizer, as_text(messages, control_tokens(tokenizer, tokenizer.chat_template)))
+    messages, more = shown(tokenizer, as_text(messages, control_tokens(tokenizer, tokenizer.chat_template, len(tokenizer))))
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False, **more)
     if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
         raise ValueError(f"the chat template of {tokenizer.name_or_path} and its tokenizer both write {tokenizer.bos_token!r}")

@@ -308,6 +308,8 @@ _REASONS: WeakKeyDictionary = WeakKeyDictionary()
 def why_plain(model: Any) -> str:
     'Why prompts cannot be run once for all their rows; "" if they can. Tried once for each model.'
     bare = _bare(model)
+    if bare is not model and model.active_peft_config.is_prompt_learning:
+        return "its adapter puts tokens of its own before the prompt"
     if bare not in _REASONS:
         _REASONS[bare] = _tried(bare)
     return _REASONS[bare]
@@ -318,6 +320,8 @@ def _tried(model: Any) -> str:
         return "its weights are sharded"
     try:
         ratio = _rounding_ratio(model)
+    except torch.OutOfMemoryError:
+        raise
     except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as e:
         return str(e)
     return "" if ratio < TRUSTED else f"in a trial its logits differ by {ratio:.3g} times the rounding error"
@@ -372,7 +376,7 @@ def generate_plain(
 ) -> Generated:
     "Generate with transformers' own method, each row for itself. Parameters as in `generate_rows`."
     ends = end_tokens(model, tokenizer)
-    batch = tokenizer.pad({"input_ids": prompts}, padding=True, return_tensors="pt").to(model.device)
+    batch = tokenizer.pad({"input_ids": prompts}, padding=True, padding_side="left", return_tensors="pt").to(model.device)
     more: dict[str, Any] = {} if sampling.greedy else {"logits_processor": [SeededSampler(seeds, sampling, model.device, top_k)]}
     if sampling.stop:
         more |= {"stop_strings": list(sampling.stop), "tokenizer": tokenizer}

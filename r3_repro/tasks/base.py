@@ -117,10 +117,11 @@ def reflection_messages(task: Task, problem: Problem, attempt: str) -> list[Mess
     return [*attempt_messages(task, problem), assistant(attempt), user(task.reflection_request)]
 
 # %% ../../nbs/tasks/base.ipynb #f51d213b
-def _retry_turn(said: list[Message], retry_turn: str) -> Message:
-    "The user message before a retry: the first question of the conversation again, or the text given."
-    first = next(m["content"] for m in said if m["role"] == "user")
-    return user(first if retry_turn == "question" else retry_turn)
+def _retry_turn(asked: list[Message], retry_turn: str) -> Message:
+    "The user message before a retry: the question that the attempt answered again, or the text given."
+    if retry_turn != "question":
+        return user(retry_turn)
+    return user(next(m["content"] for m in reversed(asked) if m["role"] == "user"))
 
 
 def retry_messages(
@@ -129,7 +130,7 @@ def retry_messages(
     retry_turn: str = RETRY_TURN,  # "question": the original question again; or a text
 ) -> list[Message]:
     "The conversation that asks for the second attempt (paper, section 3)."
-    return [*reflecting, assistant(reflection), _retry_turn(reflecting, retry_turn)]
+    return [*reflecting, assistant(reflection), _retry_turn(reflecting[:-2], retry_turn)]
 
 
 def bare_retry_messages(task: Task, problem: Problem, attempt: str, retry_turn: str = RETRY_TURN) -> list[Message]:

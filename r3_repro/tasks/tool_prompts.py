@@ -22,7 +22,7 @@ def split_tools(
     messages: list[Message],  # the first one may carry tools
 ) -> tuple[list[Message], list[Tool]]:
     "A conversation without its tools, and the tools."
-    plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+    plain = [{k: v for k, v in m.items() if k != "tools" and v is not None} for m in messages]
     return plain, json.loads(messages[0].get("tools") or "[]")
 
 # %% ../../nbs/tasks/tool_prompts.ipynb #21f4ef7d

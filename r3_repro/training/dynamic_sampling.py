@@ -54,22 +54,25 @@ def pad_rows(
 
 # %% ../../nbs/training/dynamic_sampling.ipynb #09426eb6
 def has_variance(
-    advantages: torch.Tensor,  # (completions,)
+    rewards: torch.Tensor,  # (completions,), groups whole and in order
+    group: int,  # completions of one group
 ) -> torch.Tensor:
-    "Whether the rewards of a completion's group differ. Rewards are 0 or 1, so that is where the advantage is not 0."
-    return advantages != 0
+    "Whether the rewards of a completion's group differ, (completions,)."
+    groups = rewards.nan_to_num().view(-1, group)
+    return (groups.max(1).values - groups.min(1).values > 1e-6).repeat_interleave(group)
 
 # %% ../../nbs/training/dynamic_sampling.ipynb #ec2971e6
 def drop_zero_variance(
-    batch: Completions,  # of one backward pass
+    batch: Completions,  # of one backward pass, with `has_variance`
     loss_type: str,  # as in `GRPOConfig`
 ) -> Completions:
     "The batch without groups of equal rewards; its `kept_share` is the factor of the loss that leaves the gradient unchanged."
-    keep = has_variance(batch["advantages"])
+    keep = batch["has_variance"].bool()
     mask = batch["completion_mask"] * batch.get("tool_mask", 1)
     per_token = mask[keep].sum() / mask.sum().clamp(min=1)  # bnpo divides by the tokens of the batch
-    per_row = keep.float().mean()  # grpo and dr_grpo divide by its rows; dapo by a number that spans all batches of the step
-    share = {"bnpo": per_token, "dapo": torch.ones_like(per_row)}.get(loss_type, per_row)
+    per_row = keep.float().mean()  # grpo, dr_grpo, luspo and sapo divide by its rows
+    whole = dict.fromkeys(("dapo", "cispo", "vespo"), torch.ones_like(per_row))  # by a number that spans all batches of the step
+    share = ({"bnpo": per_token} | whole).get(loss_type, per_row)
     if not keep.any():  # every process must run something, since the others wait for its gradient
         keep, share = torch.zeros_like(keep).index_fill_(0, torch.tensor([0], device=keep.device), True), torch.zeros_like(share)
     rows = keep.size(0)
@@ -78,14 +81,14 @@ def drop_zero_variance(
 
 # %% ../../nbs/training/dynamic_sampling.ipynb #d3731c97
 def fill_batch(
-    rows: list[Completions],  # completions of all rounds, groups whole and in order
+    rows: list[Completions],  # completions of all rounds with `has_variance`, groups whole and in order
     group: int,  # completions of one group
     wanted: int,  # completions
 ) -> list[Completions]:
     "The first `wanted` completions of groups with variance; if there are too few, groups without variance fill the rest."
     groups = [rows[i : i + group] for i in range(0, len(rows), group)]
-    good = [g for g in groups if any(has_variance(r["advantages"]) for r in g)]
-    flat = [g for g in groups if not any(has_variance(r["advantages"]) for r in g)]
+    good = [g for g in groups if g[0]["has_variance"]]
+    flat = [g for g in groups if not g[0]["has_variance"]]
     return [r for g in (good + flat)[: wanted // group] for r in g]
 
 # %% ../../nbs/training/dynamic_sampling.ipynb #23172fc5

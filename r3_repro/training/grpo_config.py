@@ -115,6 +115,7 @@ def _optimiser(p: Profile) -> dict[str, Any]:
 def grpo_config(run: Run) -> R3Config:
     "The profile of a run as the trainer's configuration; `ValueError` for settings that do not go together."
     p, arm = run.profile, arm_of(run)
+    retry: dict[str, Any] = dict(retry_turn=p.retry_turn, max_retry_length=p.max_answer_tokens)
     accumulation = p.batch_size // (p.per_device_train_batch_size * p.processes)
     if not torch.cuda.is_available():
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")  # else "cpu:0" with several processes, which torch.load refuses
@@ -122,7 +123,8 @@ def grpo_config(run: Run) -> R3Config:
         output_dir=str(run.training / "checkpoints"), **_objective(p), **_sampling(p), **_optimiser(p),
         reward_weights=None if arm.reward_fn is success_reward else [0.0, 1.0],
         max_completion_length=p.max_answer_tokens if arm.loss_on == "attempt" else p.max_reflection_tokens,
-        loss_on=arm.loss_on, retry_turn=p.retry_turn, max_retry_length=p.max_answer_tokens, shared_prefix=p.shared_prefix,
+        **(retry if arm.loss_on != "attempt" else {}),
+        loss_on=arm.loss_on, shared_prefix=p.shared_prefix,
         zero_variance=p.zero_variance, refill_rounds=p.refill_rounds if p.zero_variance == "refill" else 0,
         sample_steps=p.sample_steps,
         max_steps=p.max_steps, seed=run.seed, data_seed=run.seed, shuffle_dataset=False, remove_unused_columns=False,

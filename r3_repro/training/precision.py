@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['kl_in_float32']
 
-# %% ../../nbs/training/precision.ipynb #5f07b528
+# %% ../../nbs/training/precision.ipynb #a0dad470
 import contextlib
 from typing import Any
 
 import torch
+from trl.trainer.utils import use_adapter
 
 
 # %% ../../nbs/training/precision.ipynb #168e3646
@@ -35,7 +36,8 @@ def kl_in_float32(
 ) -> dict[str, float]:
     "`kl`, the sum of TRL's estimate over completion tokens in nats, and `kl_tokens`, their number."
     policy = _log_probs(model, inputs)
-    with model.disable_adapter() if reference is None else contextlib.nullcontext():
+    first = None if reference is not None or "ref" not in model.peft_config else "ref"  # TRL's copy of an adapter that was given
+    with use_adapter(model, first) if reference is None else contextlib.nullcontext():
         difference = _log_probs(reference or model, inputs) - policy
     mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
     return {"kl": ((difference.exp() - difference - 1) * mask).sum().item(), "kl_tokens": mask.sum().item()}

@@ -31,9 +31,12 @@ def misused_options(
         != (c.refill_rounds > 0),
         "chat_template_kwargs is ignored, since conversations are rendered here": bool(c.chat_template_kwargs),
         "use_transformers_continuous_batching is not supported: use vLLM": c.use_transformers_continuous_batching,
-        "vllm_importance_sampling_correction with top_p below 1 or top_k above 0: vLLM's log-probabilities are normalised after "
+        "vllm_importance_sampling_correction with top_p, top_k, min_p or a penalty: vLLM's log-probabilities are those after "
         "the cut, the trainer's are not, so that the gradient would vanish with length; switch the correction off": corrects
-        and (c.top_p < 1 or (c.top_k or 0) > 0),
+        and (c.top_p < 1 or (c.top_k or 0) > 0 or c.min_p is not None or c.repetition_penalty != 1 or bool(c.generation_kwargs)),
+        "retry_turn and max_retry_length are ignored with loss_on = 'attempt', which has no retry": c.loss_on == "attempt"
+        and (c.retry_turn, c.max_retry_length) != ("question", 256),
+        "remove_unused_columns would take away the failed attempts": c.remove_unused_columns,
     }
     return [sentence for sentence, holds in rules.items() if holds]
 

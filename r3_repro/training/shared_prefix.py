@@ -255,9 +255,15 @@ def rounding_ratio(
         return out.log_probs[:, -keep:].float()
 
     model.eval()
-    straight, shifted = plain(0), plain(5)
-    shared = shared_log_probs(model, pack(ids, torch.ones_like(ids), keep), inner)[0].float()
-    model.train(training)
+    try:
+        straight, shifted = plain(0), plain(5)
+        shared = shared_log_probs(model, pack(ids, torch.ones_like(ids), keep), inner)[0].float()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError):  # a model that does not pass on unknown arguments
+        return math.inf
+    finally:
+        model.train(training)
     least = torch.finfo(torch.float32).eps * straight.std()  # where the padded rows come out the same to the bit
     error = (straight - shifted).square().mean().sqrt().clamp(min=least)
     return torch.nan_to_num((straight - shared).square().mean().sqrt() / error, nan=math.inf).item()
@@ -271,6 +277,8 @@ def unsupported_reason(
     kind, text = model.config._attn_implementation, model.config.get_text_config()
     if kind not in (*MASKS, ATTN_NAME):
         return f"attention implementation {kind!r} takes no mask of our own: load the model with {' or '.join(MASKS)}"
+    if hasattr(model, "get_base_model") and model.active_peft_config.is_prompt_learning:
+        return "its adapter puts tokens of its own before the prompt"
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model  # without its adapter
     if "position_ids" not in inspect.signature(type(bare).forward).parameters:
         return f"{type(bare).__name__} takes no position_ids"
@@ -293,10 +301,7 @@ def share_prefix(
     for kind in [ATTN_NAME, usual] if usual == "sdpa" else [usual]:
         for each in every:
             each.set_attn_implementation(kind)
-        try:
-            ratio = trial()
-        except (RuntimeError, TypeError, ValueError):  # a model that does not pass on unknown arguments
-            continue
+        ratio = trial()
         if ratio < TRUSTED and all(each.config._attn_implementation == kind for each in every):
             return None
     return f"on a trial batch the log-probabilities differ by {ratio:.3g} times the rounding error; up to {TRUSTED} is trusted"

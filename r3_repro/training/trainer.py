@@ -36,7 +36,7 @@ from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import timed
 
 
-# %% ../../nbs/training/trainer.ipynb #d45a0d50
+# %% ../../nbs/training/trainer.ipynb #b671b8a6
 class R3Trainer(GRPOTrainer):
     "TRL's `GRPOTrainer` (1.16) whose reward is earned by a retry after each sampled reflection (arXiv 2505.24726, section 3)."
 
@@ -44,7 +44,9 @@ class R3Trainer(GRPOTrainer):
     model: Any
     train_dataset: Any
     num_generations: Any
+    num_generations_eval: Any
     policy_logps: Any  # (completions, tokens), of the last forward pass with a gradient
+    varied: Any  # (completions,): whether the rewards of a completion's group differ, in the last batch
     _buffered_inputs: Any
 
     def __init__(
@@ -59,19 +61,30 @@ class R3Trainer(GRPOTrainer):
     ):
         check_arguments(args, train_dataset, reflection_request, more)
         self.reflection_request, self.leaks = reflection_request, leaks
-        self.seconds: dict[str, float] = {}  # wall time in the step, by stage
-        self.counted: dict[str, float] = defaultdict(float)  # counts of the step, over all processes
+        self.times: dict[str, dict[str, float]] = {"train": {}, "eval": {}}
+        self.counts: dict[str, dict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self.samples: deque[dict[str, Any]] = deque(maxlen=1000)  # conversations, see `R3Config.sample_steps`
-        self.rollout: tuple[int, int, Any] = (
-            -1,
-            0,
-            None,
-        )  # step, calls of the generation in it, keys and values of the reflections for their retries
+        self.rollout: dict[str, tuple[int, int, Any]] = {}  # mode -> step, calls of the generation in it, what retries go on from
         self.answers: Answers | None = None  # retries that were generated together with the reflections
         self.shares_prefix: bool | None = None if args.shared_prefix else False  # None: tried at the first forward pass
         self.no_shared_prefix = "" if args.shared_prefix else "shared_prefix = false"  # why each prompt is run for itself
         with reference_loading():  # TRL would spread the reference over all GPUs, or gather it whole
             super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **more)
+
+    @property
+    def mode(self) -> str:
+        "TRL's name of what goes on: train or eval."
+        return "train" if self.model.training else "eval"
+
+    @property
+    def counted(self) -> dict[str, float]:
+        "Counts since the last row of the log, over all processes."
+        return self.counts[self.mode]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        "Wall time since the last row of the log, by stage."
+        return self.times[self.mode]
 
     if TYPE_CHECKING:  # TRL's attributes, and the methods that are added below
 
@@ -105,8 +118,14 @@ def check_arguments(
     if alone == bool(reflection_request):
         raise ValueError(f"loss_on = {args.loss_on!r} {'has no' if alone else 'needs a'} reflection_request")
     needed = {"prompt"} if alone else {"prompt", "attempt"}
-    if missing := needed - set(getattr(train_dataset, "column_names", None) or needed):
-        raise ValueError(f"the training set lacks {sorted(missing)}; it has {sorted(train_dataset.column_names)}")
+    for name, data in {"training set": train_dataset, "evaluation set": more.get("eval_dataset")}.items():
+        if missing := needed - set(getattr(data, "column_names", None) or needed):
+            raise ValueError(f"the {name} lacks {sorted(missing)}; it has {sorted(data.column_names)}")
+    if args.zero_variance == "refill" and not hasattr(train_dataset, "__len__"):
+        raise ValueError("zero_variance = 'refill' draws further rows, which a streamed training set cannot give")
+    tokenizer = more.get("processing_class")
+    if tokenizer is not None and not tokenizer.chat_template:
+        raise ValueError(f"{tokenizer.name_or_path} has no chat template: use an instruction-tuned model, or add one")
 
 # %% ../../nbs/training/trainer.ipynb #33a7fc9a
 def reflection_prompt(
@@ -176,19 +195,21 @@ def _generate_single_turn(self: R3Trainer, prompt_ids: list, *rest: Any, **more:
     "Override: with transformers a prompt is run once for its group, and a retry goes on from its reflection's keys and values."
     if not self._runs_prompts_once():
         step = "retry" if more.get("num_generations") == 1 else "reflect"
-        with prefix_cache_hits(self.vllm_generation) if self.use_vllm else contextlib.nullcontext({}) as cached:
+        with prefix_cache_hits(self.vllm_generation) if self.use_vllm else contextlib.nullcontext(dict[str, int]()) as cached:
             out = super(R3Trainer, self)._generate_single_turn(prompt_ids, *rest, **more)
         self._count(**{f"{step}_{name}": n for name, n in cached.items()})
         return out
     now, first = self.state.global_step, self.accelerator.process_index * len(prompt_ids)
-    call, cache = self.rollout[1:] if self.rollout[0] == now else (0, None)
-    seeds = [derive_seed(self.args.seed, "rollout", now, call, first + i) for i in range(len(prompt_ids))]
+    before, call, cache = self.rollout.get(self.mode, (now, 0, None))
+    if before != now:
+        call, cache = 0, None
+    seeds = [derive_seed(self.args.seed, "rollout", self.mode, now, call, first + i) for i in range(len(prompt_ids))]
     sampling = SamplingParams(self.generation_config.max_new_tokens, temperature=self.temperature, top_p=self.top_p)
     out = generate_rows(
         self.accelerator.unwrap_model(self.model), self._tokenizer, prompt_ids, sampling, seeds, self.top_k or 0, cache
     )
     kept = out.cache if cache is None and self.args.loss_on != "attempt" else None
-    self.rollout = (now, call + 1, kept)
+    self.rollout[self.mode] = (now, call + 1, kept)
     return out.ids, None
 
 # %% ../../nbs/training/trainer.ipynb #914cb414
@@ -286,16 +307,16 @@ def sample_rows(
         rows.append({"step": step} | known | said | {"retry_ok": ok[i], "reward": rewards[i]})
     return rows
 
-# %% ../../nbs/training/trainer.ipynb #0e25e727
+# %% ../../nbs/training/trainer.ipynb #fc0dc78c
 @patch
 def log(self: R3Trainer, logs: dict[str, float], start_time: float | None = None) -> None:
-    "Override: log the metrics of this package with TRL's, as `r3/<name>`, and start the counts at zero."
-    if "loss" in logs:
+    "Override: log the metrics of this package with TRL's, as `r3/<name>`, and start the counts at zero; sums since the last row."
+    if own := "loss" in logs or "eval_loss" in logs:
         for name, value in (step_metrics(self.counted, self.seconds) | completion_shares(self.counted)).items():
             if value is not None:
-                self._metrics["train"][f"r3/{name}"].append(value)
+                self._metrics[self.mode][f"r3/{name}"].append(value)
     super(R3Trainer, self).log(logs, start_time)
-    if "loss" in logs:
+    if own:
         self.counted.clear()
         self.seconds.clear()
 
@@ -321,63 +342,18 @@ def _calculate_rewards(self: R3Trainer, inputs: list, prompts: list, completions
     with timed(self.seconds, "verify"):
         rewards = super(R3Trainer, self)._calculate_rewards(inputs, answers.asked, judged, answers.ids)
     first = self.accelerator.process_index * len(inputs)
-    own = rewards[first : first + len(inputs)]
-    ok, paid = (own[:, 0] > 0).tolist(), (own * self.reward_weights.to(own.device)).nansum(1).tolist()
+    own, group = rewards[first : first + len(inputs)], self.num_generations if self.model.training else self.num_generations_eval
+    earned = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+    self.varied = has_variance(earned, group)[first : first + len(inputs)]
+    ok, paid = (own[:, 0] > 0).tolist(), earned[first : first + len(inputs)].tolist()
     leaked = None if alone or self.leaks is None else [self.leaks(*each) for each in zip(inputs, texts, strict=True)]
     self._count(answers=len(ok), right=sum(ok), **content_counts(prompts, texts, leaked))
     said = gather_object([(str(p), text) for p, text in zip(prompts, texts, strict=True)])
     for name, value in repetition_counts(*zip(*said, strict=True)).items():  # of the whole batch, not a sum over processes
         self.counted[name] += value
-    if self.args.sample_steps and self.state.global_step % self.args.sample_steps == 0:
+    if self.args.sample_steps and self.model.training and self.state.global_step % self.args.sample_steps == 0:
         self.samples += sample_rows(self.state.global_step + 1, inputs, texts, None if alone else answers.texts, ok, paid)
     return rewards
-
-# %% ../../nbs/training/trainer.ipynb #9b8aa237
-@patch
-def _generate_and_score_completions(self: R3Trainer, inputs: list[dict[str, Any]]) -> Any:
-    "Override: rows of failures become prompts here, so that any data set will do, a streamed one too."
-    prompts = [reflection_prompt(row, self.reflection_request) for row in inputs]
-    return super(R3Trainer, self)._generate_and_score_completions(
-        [x | {"prompt": p} for x, p in zip(inputs, prompts, strict=True)]
-    )
-
-
-@patch
-def _refill(self: R3Trainer, batch: dict) -> dict:
-    "The batch with groups without variance replaced, as far as `refill_rounds` further batches give others."
-    size, step, group = len(batch["advantages"]), self.state.global_step, self.num_generations
-    own = slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
-    rows = gather_object(unpad_rows(batch))
-    wanted, data = len(rows), self.train_dataset
-    for turn in range(self.args.refill_rounds):
-        if sum(bool(has_variance(r["advantages"])) for r in rows) >= wanted:
-            break
-        further = refill_indices(len(data), wanted // group, group, self.args.seed, step, turn)[own]
-        rows += gather_object(unpad_rows(self._generate_and_score_completions([data[i] for i in further])))
-        self.counted["refilled"] += wanted
-    filled = fill_batch(rows, group, wanted)[own]
-    out = pad_rows(filled, self._tokenizer.pad_token_id, self.accelerator.device)
-    trained = (out["completion_mask"] * out.get("tool_mask", 1)).sum()
-    return out | {"num_items_in_batch": self.accelerator.gather(trained).sum()}
-
-# %% ../../nbs/training/trainer.ipynb #42eb12c7
-@patch
-def _prepare_inputs(self: R3Trainer, generation_batch: Any) -> Any:
-    "Override: the completions of the next backward pass, in order; a new batch is sampled when the last one is used up."
-    if not self.model.training:
-        return super(R3Trainer, self)._prepare_inputs(generation_batch)
-    parts = self.args.steps_per_generation
-    if self._step % (parts * self.num_iterations) == 0 or self._buffered_inputs is None:
-        batch = self._generate_and_score_completions(generation_batch)
-        if self.args.zero_variance == "refill":
-            batch = self._refill(batch)
-        self._buffered_inputs = split_tensor_dict(batch, parts)
-    chosen = self._buffered_inputs[self._step % parts]
-    if self.args.zero_variance != "keep":
-        rows, chosen = len(chosen["advantages"]), drop_zero_variance(chosen, self.args.loss_type)
-        self.counted["skipped"] += rows - len(chosen["advantages"])
-    self.counted["scored"] += len(chosen["advantages"])
-    return chosen
 
 # %% ../../nbs/training/trainer.ipynb #89a71cea
 @patch
@@ -392,6 +368,8 @@ def _try_prefix(self: R3Trainer) -> None:
     reference = [] if self.ref_model is None else [self.accelerator.unwrap_model(self.ref_model)]
     longest = self.args.vllm_max_model_length or max_context_length(self.model.config)
     reason = share_prefix(trial, self.model, *reference, longest=longest)
+    if self.aux_loss_enabled:
+        reason = "the auxiliary loss of its router needs every token"
     self.shares_prefix, self.no_shared_prefix = reason is None, reason or ""
     if reason:
         warnings.warn(f"shared_prefix = true is without effect, each prompt is run once a completion: {reason}", stacklevel=2)
@@ -438,6 +416,54 @@ def _count_forward(self: R3Trainer, tokens: int) -> None:
     if torch.is_grad_enabled():
         self.counted["forward_tokens"] += tokens
 
+# %% ../../nbs/training/trainer.ipynb #7aaf24fc
+@patch
+def _generate_and_score_completions(self: R3Trainer, inputs: list[dict[str, Any]]) -> Any:
+    "Override: rows of failures become prompts here, so that any data set will do, a streamed one too."
+    if self.shares_prefix is None:
+        self._try_prefix()
+    prompts = [reflection_prompt(row, self.reflection_request) for row in inputs]
+    asked = [x | {"prompt": p} for x, p in zip(inputs, prompts, strict=True)]
+    return super(R3Trainer, self)._generate_and_score_completions(asked) | {"has_variance": self.varied}
+
+
+@patch
+def _refill(self: R3Trainer, batch: dict) -> dict:
+    "The batch with groups without variance replaced, as far as `refill_rounds` further batches give others."
+    size, step, group = len(batch["advantages"]), self.state.global_step, self.num_generations
+    own = slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
+    rows = gather_object(unpad_rows(batch))
+    wanted, data = len(rows), self.train_dataset
+    for turn in range(self.args.refill_rounds):
+        if sum(bool(r["has_variance"]) for r in rows) >= wanted:
+            break
+        further = refill_indices(len(data), wanted // group, group, self.args.seed, step, turn)[own]
+        rows += gather_object(unpad_rows(self._generate_and_score_completions([data[i] for i in further])))
+        self.counted["refilled"] += wanted
+    filled = fill_batch(rows, group, wanted)[own]
+    out = pad_rows(filled, self._tokenizer.pad_token_id, self.accelerator.device)
+    trained = (out["completion_mask"] * out.get("tool_mask", 1)).sum()
+    return out | {"num_items_in_batch": self.accelerator.gather(trained).sum()}
+
+# %% ../../nbs/training/trainer.ipynb #42eb12c7
+@patch
+def _prepare_inputs(self: R3Trainer, generation_batch: Any) -> Any:
+    "Override: the completions of the next backward pass, in order; a new batch is sampled when the last one is used up."
+    if not self.model.training:
+        return super(R3Trainer, self)._prepare_inputs(generation_batch)
+    parts = self.args.steps_per_generation
+    if self._step % (parts * self.num_iterations) == 0 or self._buffered_inputs is None:
+        batch = self._generate_and_score_completions(generation_batch)
+        if self.args.zero_variance == "refill":
+            batch = self._refill(batch)
+        self._buffered_inputs = split_tensor_dict(batch, parts)
+    chosen = self._buffered_inputs[self._step % parts]
+    if self.args.zero_variance != "keep":
+        rows, chosen = len(chosen["advantages"]), drop_zero_variance(chosen, self.args.loss_type)
+        self.counted["skipped"] += rows - len(chosen["advantages"])
+    self.counted["scored"] += len(chosen["advantages"])
+    return chosen
+
 # %% ../../nbs/training/trainer.ipynb #4eb08482
 @patch
 def _compare_with_sampler(self: R3Trainer, inputs: dict) -> None:
@@ -449,6 +475,17 @@ def _compare_with_sampler(self: R3Trainer, inputs: dict) -> None:
         sampler_rows=len(ratio), sampler_tokens=mask.sum().item(), sampler_difference=difference.abs().sum().item(),
         sampler_ratio=ratio.sum().item(), sampler_ratio_squared=ratio.square().sum().item(),
     )  # fmt: skip
+
+# %% ../../nbs/training/trainer.ipynb #b19b2276
+@patch
+def _measure(self: R3Trainer, inputs: dict) -> None:
+    "Compare the policy that has just been run with its sampler, and every `sample_steps` steps with its reference in float32."
+    a, step = self.args, self._step % (self.args.steps_per_generation * self.num_iterations)
+    if "sampling_per_token_logps" in inputs and step < a.steps_per_generation:  # later on, the batch is used again
+        self._compare_with_sampler(inputs)
+    due = a.sample_steps and self.state.global_step % a.sample_steps == 0 and self._step % a.gradient_accumulation_steps == 0
+    if due and a.bf16 and self.beta and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        self._count(**kl_in_float32(self.model, self.ref_model and self.accelerator.unwrap_model(self.ref_model), inputs))
 
 # %% ../../nbs/training/trainer.ipynb #edb8d313
 @patch
@@ -463,11 +500,6 @@ def create_accelerator_and_postprocess(self: R3Trainer) -> None:
 def compute_loss(self: R3Trainer, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
     "Override: the loss of a batch without its skipped groups is scaled so that the gradient of the others stays as it is."
     loss = super(R3Trainer, self).compute_loss(model, inputs, return_outputs, num_items_in_batch)
-    parts = self.args.steps_per_generation
-    if "sampling_per_token_logps" in inputs and self._step % (parts * self.num_iterations) < parts:  # before it is reused
-        self._compare_with_sampler(inputs)
-    sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-    steps, first = self.args.sample_steps, self._step % self.args.gradient_accumulation_steps == 0
-    if self.args.bf16 and self.beta and steps and self.state.global_step % steps == 0 and first and not sharded:
-        self._count(**kl_in_float32(self.model, self.ref_model and self.accelerator.unwrap_model(self.ref_model), inputs))
+    if self.model.training:
+        self._measure(inputs)
     return loss * inputs["kept_share"] if "kept_share" in inputs else loss

@@ -14,7 +14,7 @@ from r3_repro.runs.layout import open_run
 from r3_repro.tasks.base import get_task
 from r3_repro.training.train import build_trainer
 
-ROWS, GROUP, MICRO, BETA, EPSILON = 32, 8, 8, 0.04, 0.2
+ROWS, GROUP, MICRO, BETA, EPSILON = 32, 8, 8, 0.04, 0.05
 REWARDS = [1.0, 0, 0, 0, 1, 0, 0, 0] + [0.0] * 8 + [1.0, 1, 0, 1] * 2 + [1.0] * 8
 "Of four groups: mixed, all wrong, mixed, all right."
 
@@ -75,7 +75,14 @@ def gradient(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize(("arm", "how"), CASES)
 def test_loss_gradient_and_second_step_are_those_of_grpo_by_hand(arm: str, how: dict, tmp_path: Path) -> None:
-    like = {"beta": BETA, "batch_size": ROWS, "num_generations": GROUP, "per_device_train_batch_size": MICRO, "num_iterations": 2}
+    like = {
+        "beta": BETA,
+        "epsilon": EPSILON,
+        "batch_size": ROWS,
+        "num_generations": GROUP,
+        "per_device_train_batch_size": MICRO,
+        "num_iterations": 2,
+    }
     run = open_run("smoke", arm=arm, root=tmp_path, **(like | {"save_steps": 2} | how))
     trainer, base = build_trainer(run, failures()), model_path(run.profile)
     rewarded(trainer, REWARDS)
@@ -102,8 +109,8 @@ def test_loss_gradient_and_second_step_are_those_of_grpo_by_hand(arm: str, how: 
             by_hand.backward()
             losses.append((loss.item(), by_hand.item()))
         with torch.no_grad():
-            ratio = (log_probs(policy, row) - log_probs(old, row)).exp()
-        assert (iteration == 1) == bool(((ratio - 1).abs() > EPSILON).any())
+            ratios = [(log_probs(policy, row) - log_probs(old, row)).exp() for row in trainer._buffered_inputs]
+        assert (iteration == 1) == any(bool(((r - 1).abs() > EPSILON).any()) for r in ratios)
         ours, expected = gradient(trainer.model), gradient(policy)
         assert losses == [pytest.approx((b, b), rel=1e-4, abs=2e-6) for _, b in losses]
         assert ours.norm() > 0 and (ours - expected).norm() / expected.norm() < 1e-4, (iteration, losses)
@@ -111,4 +118,4 @@ def test_loss_gradient_and_second_step_are_those_of_grpo_by_hand(arm: str, how: 
             o.step()
             o.zero_grad()
     moved = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (trainer.model, policy, old)]
-    assert (moved[0] - moved[1]).norm() / (moved[0] - moved[2]).norm() < 1e-3
+    assert (moved[0] - moved[1]).norm() / (moved[0] - moved[2]).norm() < 5e-3
