@@ -374,7 +374,7 @@ def _try_prefix(self: R3Trainer) -> None:
     if reason:
         warnings.warn(f"shared_prefix = true is without effect, each prompt is run once a completion: {reason}", stacklevel=2)
 
-
+# %% ../../nbs/training/trainer.ipynb #3af22076
 @patch
 def _get_per_token_logps_and_entropies(
     self: R3Trainer, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, batch_size: int | None = None,
