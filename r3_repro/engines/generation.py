@@ -292,7 +292,7 @@ def _rounding_ratio(model: Any) -> float:
     with _generating(model):
         cache = RowCache(model, [c[:k] for c, k in zip(conversations, (7, 7, 4), strict=True)])  # two rows have one prompt
         ours = _continue_rows(model, cache, [0, 1, 2], conversations, 0).float()
-    error = (straight - shifted).square().mean().sqrt().clamp(min=torch.finfo(torch.float32).eps * straight.std())
+    error = (straight - shifted).square().mean().sqrt().clamp(min=torch.finfo(torch.float32).eps * straight.abs().max())
     return ((straight - ours).square().mean().sqrt() / error).item()
 
 # %% ../../nbs/engines/generation.ipynb #100d700f
