@@ -1,7 +1,7 @@
 """What is outside of r3_repro/ and ships with it all the same; everything else about the package is in pyproject.toml.
 
 An installed wheel has no clone to look into, so a build copies these files to r3_repro/assets, notebooks without their outputs;
-`r3_repro.utils.paths.resource` finds them there. An editable install copies nothing: it finds them in the clone.
+`r3_repro.utils.files.resource` finds them there. An editable install copies nothing: it finds them in the clone.
 """
 
 import json

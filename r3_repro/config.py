@@ -32,7 +32,7 @@ from pydantic import (
 from r3_repro.arms import ARMS
 from r3_repro.tasks.base import BUILT_IN, RETRY_TURN, get_task
 from r3_repro.utils.errors import SettingsError
-from r3_repro.utils.paths import PACKAGE, find_home, resource
+from r3_repro.utils.files import PACKAGE, find_home, resource
 
 
 # %% ../nbs/config.ipynb #7e2d69db

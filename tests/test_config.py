@@ -20,9 +20,9 @@ from r3_repro.config import (
     with_first_names,
 )
 from r3_repro.runs.layout import open_run
-from r3_repro.utils import paths
+from r3_repro.utils import files
 from r3_repro.utils.errors import SettingsError
-from r3_repro.utils.paths import clone_folder, find_home, resource
+from r3_repro.utils.files import clone_folder, find_home, resource
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copyfile(REPOSITORY / "settings.ini", package / "assets" / "settings.ini")
     (package / "assets" / "nbs").mkdir()
     shutil.copyfile(REPOSITORY / "nbs" / "03_train.ipynb", package / "assets" / "nbs" / "03_train.ipynb")
-    monkeypatch.setattr(paths, "PACKAGE", package)
+    monkeypatch.setattr(files, "PACKAGE", package)
     monkeypatch.setattr(config, "PACKAGE", package)
     return package
 

@@ -137,7 +137,7 @@ def test_an_editable_install_copies_nothing(source: Path, tmp_path: Path) -> Non
 
 
 def test_no_clone_is_involved(programs: Path, empty: Path) -> None:
-    show = "import r3_repro, r3_repro.utils.paths as p; print(r3_repro.__file__, p.clone_folder(), p.find_home(), sep='\\n')"
+    show = "import r3_repro, r3_repro.utils.files as p; print(r3_repro.__file__, p.clone_folder(), p.find_home(), sep='\\n')"
     file, clone, home = checked([str(programs / "python"), "-c", show], empty).split("\n")[:3]
     assert Path(file).is_relative_to(programs.parent.resolve()) and clone == "None" and home == str(empty.resolve())
 

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from r3_repro.utils.paths import resource
+from r3_repro.utils.files import resource
 
 # %% ../../nbs/analysis/paper.ipynb #3dcebff1
 PAPER_TABLES = {"countdown": "table2_countdown.csv", "function_calling": "table1_apigen.csv"}

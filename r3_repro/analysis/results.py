@@ -124,7 +124,7 @@ SAME_RULES = {"865aea416851-fca7b627a280": "865aea416851-e55bbc7e726b"}
 def rules_digest() -> str:
     "Hash the rules as `<sentences>-<code>`, to record which ones are in force."
     more = [gather, outcomes, reflected, lengths, repetitiveness, claim_c8]
-    no_rules = ("r3_repro.reporting", "r3_repro.tasks", "r3_repro.utils.paths")
+    no_rules = ("r3_repro.reporting", "r3_repro.tasks", "r3_repro.utils.files")
     code = code_digest([*(r.decide for r in CLAIM_RULES), *more], leave_out=no_rules, length=12)
     now = f"{digest([[r.claim, r.part, r.sentence] for r in CLAIM_RULES], 12)}-{code}"
     return SAME_RULES.get(now, now)

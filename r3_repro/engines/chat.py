@@ -17,8 +17,8 @@ from r3_repro.engines.base import Completion, SamplingParams
 from r3_repro.tasks.base import Message, assistant, user
 from r3_repro.tasks.tool_prompts import FIXED_DATE, shown
 from r3_repro.utils.errors import SettingsError
+from r3_repro.utils.files import hub_revision
 from r3_repro.utils.hashing import digest
-from r3_repro.utils.paths import hub_revision
 
 
 # %% ../../nbs/engines/chat.ipynb #f43145bd

@@ -17,7 +17,7 @@ from transformers.utils import logging as hf_logging
 from r3_repro.engines.base import Completion, Request, SamplingParams, check_context_length
 from r3_repro.engines.chat import end_tokens, load_tokenizer, max_context_length, to_completion, to_token_ids
 from r3_repro.engines.generation import generate_rows
-from r3_repro.utils.paths import hub_revision
+from r3_repro.utils.files import hub_revision
 
 
 # %% ../../nbs/engines/hf.ipynb #1e3352ee

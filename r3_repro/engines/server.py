@@ -41,7 +41,7 @@ from r3_repro.engines.server_protocol import (
 from r3_repro.tasks.base import Message, user
 from r3_repro.tasks.tool_prompts import split_tools, with_tools
 from r3_repro.utils.errors import EngineError, SettingsError
-from r3_repro.utils.paths import hub_revision
+from r3_repro.utils.files import hub_revision
 
 
 # %% ../../nbs/engines/server.ipynb #e7d65f2d

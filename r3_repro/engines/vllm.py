@@ -23,7 +23,7 @@ from transformers import AutoConfig, GenerationConfig
 from r3_repro.engines.base import Completion, Request, SamplingParams, check_context_length, derive_seed
 from r3_repro.engines.chat import end_tokens, load_tokenizer, max_context_length, to_completion, to_token_ids
 from r3_repro.utils.errors import EngineError, SettingsError
-from r3_repro.utils.paths import hub_revision
+from r3_repro.utils.files import hub_revision
 
 # %% ../../nbs/engines/vllm.ipynb #9405f143
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}

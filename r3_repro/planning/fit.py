@@ -19,7 +19,7 @@ from r3_repro.config import Profile
 from r3_repro.engines.chat import max_context_length, render
 from r3_repro.tasks.base import Message, Problem, Task, assistant, attempt_messages, reflection_messages, retry_messages, user
 from r3_repro.utils.errors import SettingsError
-from r3_repro.utils.paths import hub_revision
+from r3_repro.utils.files import hub_revision
 
 
 # %% ../../nbs/planning/fit.ipynb #22e8e5de

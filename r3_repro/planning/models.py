@@ -14,7 +14,7 @@ from typing import Any
 
 from r3_repro.config import model_folder
 from r3_repro.utils.errors import SettingsError
-from r3_repro.utils.paths import hub_revision
+from r3_repro.utils.files import hub_revision
 
 
 # %% ../../nbs/planning/models.ipynb #c84b2260

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from r3_repro.config import Profile
 from r3_repro.utils.errors import SettingsError
-from r3_repro.utils.paths import resource
+from r3_repro.utils.files import resource
 
 # %% ../../nbs/runs/distributed.ipynb #6a7ffb38
 CONFIGS = resource("assets/accelerate")

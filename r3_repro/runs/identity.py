@@ -15,9 +15,8 @@ from r3_repro.runs.hub import hub_commit
 from r3_repro.tasks.base import Task
 from r3_repro.tasks.tool_prompts import DATE, HERMES, PLAIN
 from r3_repro.utils.errors import SettingsError
-from r3_repro.utils.files import write_json
+from r3_repro.utils.files import hub_revision, write_json
 from r3_repro.utils.hashing import code_digest, digest, file_hash
-from r3_repro.utils.paths import hub_revision
 
 
 # %% ../../nbs/runs/identity.ipynb #8d1d2deb

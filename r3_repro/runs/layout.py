@@ -24,9 +24,8 @@ import psutil
 from r3_repro.config import Profile, load_profile, model_path
 from r3_repro.runs.identity import model_hash
 from r3_repro.utils.errors import SettingsError
-from r3_repro.utils.files import write_json
+from r3_repro.utils.files import clone_folder, find_home, write_json
 from r3_repro.utils.hashing import digest
-from r3_repro.utils.paths import clone_folder, find_home
 
 
 # %% ../../nbs/runs/layout.ipynb #9a8e3777

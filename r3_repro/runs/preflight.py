@@ -21,7 +21,7 @@ from r3_repro.runs.hub import hub_commit
 from r3_repro.runs.layout import Run
 from r3_repro.tasks.base import get_task
 from r3_repro.utils.errors import SettingsError
-from r3_repro.utils.paths import hub_revision
+from r3_repro.utils.files import hub_revision
 
 
 # %% ../../nbs/runs/preflight.ipynb #1d14efce

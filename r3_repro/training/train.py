@@ -33,15 +33,13 @@ from r3_repro.runs.layout import Run, write_manifest
 from r3_repro.tasks.base import Problem, get_task, leaks_answer, retry_messages
 from r3_repro.training.callbacks import MarkCheckpoints, TrainingLog, add_curves, read_log, remove_unfinished, resume_point
 from r3_repro.training.grpo_config import arm_of, grpo_config, lora_config, reward_functions, training_set, with_matched_batch
-from r3_repro.training.layer_kernels import with_layer_kernels
 from r3_repro.training.model_card import write_card
-from r3_repro.training.sharding import full_state_dict, reference_loading
+from r3_repro.training.model_setup import full_state_dict, reference_loading, with_layer_kernels
 from r3_repro.training.shared_prefix import zero3_disabled
 from r3_repro.training.trainer import R3Trainer, reflection_prompt
 from r3_repro.utils.errors import SettingsError
-from r3_repro.utils.files import locked, timed
+from r3_repro.utils.files import hub_revision, locked, timed
 from r3_repro.utils.hashing import digest, file_hash
-from r3_repro.utils.paths import hub_revision
 
 
 # %% ../../nbs/training/train.ipynb #de9fd596

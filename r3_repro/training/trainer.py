@@ -27,10 +27,9 @@ from r3_repro.engines.generation import generate_rows
 from r3_repro.engines.vllm import prefix_cache_hits
 from r3_repro.tasks.base import Message, assistant, retry_messages, user
 from r3_repro.training.dynamic_sampling import drop_zero_variance, fill_batch, has_variance, pad_rows, refill_indices, unpad_rows
+from r3_repro.training.model_setup import kl_in_float32, reference_loading
 from r3_repro.training.monitoring import completion_shares, content_counts, repetition_counts
-from r3_repro.training.precision import kl_in_float32
 from r3_repro.training.r3_config import R3Config
-from r3_repro.training.sharding import reference_loading
 from r3_repro.training.shared_prefix import pack, rounding_ratio, share_prefix, shared_log_probs
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import timed

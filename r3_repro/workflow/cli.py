@@ -167,8 +167,8 @@ def _forgetting(run: Run) -> str:
 @run_command("results", "figures", leave_out=("arm", "seed", "settings"))
 def _results(run: Run) -> str:
     "Make the tables and figures of one model from what is stored, and print the verdicts."
-    from r3_repro.workflow.figures import make_reports
     from r3_repro.workflow.pipeline import verdict_lines
+    from r3_repro.workflow.study import make_reports
 
     if not (run.model_dir / "episodes" / "vanilla.parquet").is_file():
         raise SettingsError(
@@ -184,7 +184,7 @@ def _figures(
     profile: Annotated[str, typer.Option(help="only this profile [all]")] = "",
 ) -> None:
     "Make every table and figure again from stored data, without torch."
-    from r3_repro.workflow.figures import make_all_reports
+    from r3_repro.workflow.study import make_all_reports
 
     with exit_on_user_error():
         folder = Path(root) if root != "results" and Path(root).is_dir() else root_folder(root)

@@ -46,8 +46,7 @@ from r3_repro.runs.layout import Run, write_manifest
 from r3_repro.runs.preflight import preflight
 from r3_repro.tasks.base import Problem, attempt_messages, get_task, reflection_messages
 from r3_repro.utils.errors import SettingsError
-from r3_repro.utils.files import locked
-from r3_repro.utils.paths import clone_folder, hub_revision
+from r3_repro.utils.files import clone_folder, hub_revision, locked
 from r3_repro.workflow.trial_steps import (
     NVIDIA_SMI,
     Finding,

@@ -32,8 +32,8 @@ from r3_repro.runs.layout import Run
 from r3_repro.runs.preflight import preflight
 from r3_repro.tasks.base import get_task
 from r3_repro.utils.errors import ERROR_PREFIX, SettingsError
+from r3_repro.utils.files import PACKAGE, resource
 from r3_repro.utils.hashing import digest, file_hash
-from r3_repro.utils.paths import PACKAGE, resource
 
 
 # %% ../../nbs/workflow/pipeline.ipynb #b346c544
@@ -290,7 +290,7 @@ def reproduce(run: Run) -> None:
         print(f"everything was done already; see {run.model_dir}")
         return
     _run_all(run, folder)
-    from r3_repro.workflow.figures import make_reports
+    from r3_repro.workflow.study import make_reports
 
     make_reports(run.model_dir)
     stamp.write_text(fingerprint(run))

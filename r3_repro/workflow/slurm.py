@@ -16,7 +16,7 @@ from r3_repro.config import Profile, find_home
 from r3_repro.runs.layout import Run
 from r3_repro.runs.preflight import preflight
 from r3_repro.utils.errors import SettingsError
-from r3_repro.utils.paths import resource
+from r3_repro.utils.files import resource
 
 
 # %% ../../nbs/workflow/slurm.ipynb #fd3f246f

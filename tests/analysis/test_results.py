@@ -25,7 +25,7 @@ from r3_repro.analysis.results import make_results, transfer_table
 from r3_repro.testing import synthetic_episodes
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.stats import mcnemar, paired_difference
-from r3_repro.workflow.figures import make_all_reports
+from r3_repro.workflow.study import make_all_reports
 
 HEAVY = {"torch", "transformers", "trl", "datasets", "accelerate", "lm_eval"}
 MODULES = [f"r3_repro.analysis.{m.name}" for m in pkgutil.iter_modules(r3_repro.analysis.__path__)]
@@ -199,7 +199,7 @@ def test_chapter_05_shows_its_progress(tmp_path: Path, monkeypatch: pytest.Monke
 REPORTING = [f"r3_repro.reporting.{m.name}" for m in pkgutil.iter_modules(r3_repro.reporting.__path__)]
 
 
-@pytest.mark.parametrize("name", [*MODULES, *REPORTING, "r3_repro.utils.stats", "r3_repro.workflow.figures"])
+@pytest.mark.parametrize("name", [*MODULES, *REPORTING, "r3_repro.utils.stats", "r3_repro.workflow.study"])
 def test_public_functions_say_what_each_parameter_is(name: str) -> None:
     silent = []
     lines = inspect.getsource(importlib.import_module(name)).splitlines()

@@ -34,7 +34,7 @@ from r3_repro.reporting.tables import markdown_escape
 from r3_repro.testing import synthetic_episodes
 from r3_repro.utils import stats
 from r3_repro.utils.stats import crossed_bootstrap, crossed_interval, paired
-from r3_repro.workflow.figures import model_folders
+from r3_repro.workflow.study import model_folders
 
 
 def verdicts_of(table: pd.DataFrame, tmp_path: Path, *names: str) -> dict[tuple[str, str], str]:

@@ -24,7 +24,7 @@ from trl.models import prepare_fsdp
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import add_fused_lm_head
 
-from r3_repro.training.sharding import from_main, full_state_dict, reference_loading
+from r3_repro.training.model_setup import from_main, full_state_dict, reference_loading
 
 IDS = torch.arange(24).view(2, 12)
 

@@ -15,7 +15,7 @@ from r3_repro.config import find_home
 from r3_repro.planning.models import Shape, random_model
 from r3_repro.runs.layout import open_run
 from r3_repro.tasks.base import get_task
-from r3_repro.training.sharding import reference_loading
+from r3_repro.training.model_setup import reference_loading
 from r3_repro.training.shared_prefix import prefix_parts
 from r3_repro.training.train import build_trainer
 

@@ -21,8 +21,14 @@ import numpy as np
 
 from r3_repro.tasks.base import Problem, Task
 from r3_repro.tasks.countdown.generator import CHUNK, World, generate, make_countdown_problem, solvable, solve
-from r3_repro.tasks.countdown.leak import contains_solution
-from r3_repro.tasks.countdown.verifier import CLOSE, EXPRESSION_ERRORS, EXPRESSION_RULES, OPEN, verify_expression
+from r3_repro.tasks.countdown.verifier import (
+    CLOSE,
+    EXPRESSION_ERRORS,
+    EXPRESSION_RULES,
+    OPEN,
+    contains_solution,
+    verify_expression,
+)
 
 # %% ../../../nbs/tasks/countdown/task.ipynb #18d0b757
 COUNTDOWN_REFLECTION_REQUEST = (

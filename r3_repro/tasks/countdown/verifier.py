@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['OPEN', 'CLOSE', 'EXPRESSION_RULES', 'EXPRESSION_ERRORS', 'MAX_CHARS', 'MAX_DEPTH', 'FORBIDDEN', 'MAX_BITS',
            'OPERATIONS', 'Refusal', 'find_answer', 'check_bounds', 'split_claim', 'parse_expression', 'check_numbers',
-           'bounded_power', 'evaluate_expression', 'check_target', 'verify_expression']
+           'bounded_power', 'evaluate_expression', 'check_target', 'verify_expression', 'expressions_in',
+           'contains_solution']
 
-# %% ../../../nbs/tasks/countdown/verifier.ipynb #a2da9d16
+# %% ../../../nbs/tasks/countdown/verifier.ipynb #01f6c9f8
 import ast
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -222,3 +223,41 @@ def verify_expression(
     except Refusal as refusal:
         return Verdict(False, refusal.error, answer, refusal.detail)
     return Verdict(True, answer=answer)
+
+# %% ../../../nbs/tasks/countdown/verifier.ipynb #4fee7699
+_SIGNS = str.maketrans("×·÷−–", "**/--")
+
+
+def _balanced(expression: str) -> str:
+    "An expression with the brackets added that are missing at its ends."
+    depth = lowest = 0
+    for c in expression:
+        depth += (c == "(") - (c == ")")
+        lowest = min(lowest, depth)
+    return "(" * -lowest + expression + ")" * (depth - lowest)
+
+
+def expressions_in(
+    text: str,  # any text
+    nums: list[int],  # the given numbers
+) -> Iterator[str]:
+    "The stretches of a text that use exactly the given numbers, with balanced brackets."
+    wanted, count = sorted(map(str, nums)), len(nums)
+    for run in re.findall(r"[0-9+\-*/() \t]+", text.translate(_SIGNS)):
+        numbers = list(re.finditer("[0-9]+", run))
+        for i in range(len(numbers) - count + 1):
+            if sorted(n.group() for n in numbers[i : i + count]) != wanted:
+                continue
+            start, end = numbers[i].start(), numbers[i + count - 1].end()
+            before, after = run[:start].rstrip(" \t("), run[end:].lstrip(" \t)")
+            goes_on = after[:1] in tuple("+-*/") and after[1:].strip(" \t(") != ""
+            if not goes_on and not (before[-1:] in tuple("+-*/") and before[:-1].strip()):
+                yield _balanced(run[start:end])
+
+# %% ../../../nbs/tasks/countdown/verifier.ipynb #06a7a76b
+def contains_solution(
+    problem: Problem,
+    text: str,  # any text, such as a reflection
+) -> bool:
+    "Whether a text contains an expression that the strict verifier accepts; a chain of steps (`3 + 8 = 11, 11 * 9`) is none."
+    return any(verify_expression(problem, f"{OPEN}{e}{CLOSE}").ok for e in expressions_in(text, problem.data["nums"]))

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['RULE_NOTES', 'CALL_RULES', 'ERROR_NOTES', 'CALL_ERRORS', 'LENIENT', 'MAX_ANSWER', 'kind_of', 'same', 'short_json',
            'Difference', 'compare_values', 'compare_any', 'compare_one', 'may_be_left_out', 'Gold', 'expected',
-           'call_differences', 'name_mismatch', 'pair_calls', 'canonical', 'verify_calls']
+           'call_differences', 'name_mismatch', 'pair_calls', 'canonical', 'verify_calls', 'mentions', 'contains_calls']
 
-# %% ../../../nbs/tasks/function_calling/matcher.ipynb #1b15476e
+# %% ../../../nbs/tasks/function_calling/matcher.ipynb #a4f229b6
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from scipy.optimize import linear_sum_assignment
@@ -292,3 +293,32 @@ def verify_calls(
         return Verdict(False, parsed.error, "", parsed.detail)
     error, detail = _mismatch(list(parsed.calls), gold, rule) or ("", "")
     return Verdict(not error, error, canonical(parsed.calls), detail)
+
+# %% ../../../nbs/tasks/function_calling/matcher.ipynb #99788845
+def _values(value: Any) -> Iterator[Any]:
+    "The strings, numbers, booleans and nulls inside a JSON value."
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if inside is None:
+        yield value
+    else:
+        for v in inside:
+            yield from _values(v)
+
+
+def mentions(
+    text: str,  # any text
+    value: Any,  # a JSON value
+) -> bool:
+    "Whether every string and number of a value stands in a text as a whole word, in any case."
+    words = [v if isinstance(v, str) else json.dumps(v) for v in _values(value)]
+    low = text.casefold()
+    return all(re.search(rf"(?<!\w){re.escape(w.strip().casefold())}(?!\w)", low) for w in words)
+
+# %% ../../../nbs/tasks/function_calling/matcher.ipynb #79d9970c
+def contains_calls(
+    problem: Problem,
+    text: str,  # any text, such as a reflection
+) -> bool:
+    "Whether a text makes the right calls, or names the tool and the arguments' values of each of them."
+    calls = expected(problem, "strict").calls
+    return bool(calls) and (verify_calls(problem, text).ok or all(mentions(text, [name, given]) for name, given in calls))

@@ -22,8 +22,7 @@ from typing import Any
 import pandas as pd
 
 from r3_repro.tasks.base import Problem, Task
-from r3_repro.tasks.function_calling.leak import contains_calls
-from r3_repro.tasks.function_calling.matcher import CALL_ERRORS, CALL_RULES, verify_calls
+from r3_repro.tasks.function_calling.matcher import CALL_ERRORS, CALL_RULES, contains_calls, verify_calls
 from r3_repro.tasks.function_calling.rows import call_row
 from r3_repro.tasks.function_calling.schema import _KINDS, BrokenJSON, Unusable, decode, plain
 from r3_repro.utils.hashing import digest

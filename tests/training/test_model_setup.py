@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from r3_repro.planning.models import Shape, random_model
-from r3_repro.training import layer_kernels
-from r3_repro.training.layer_kernels import PACKAGES, with_layer_kernels
+from r3_repro.training import model_setup
+from r3_repro.training.model_setup import PACKAGES, with_layer_kernels
 from r3_repro.utils.errors import SettingsError
 
 
@@ -23,14 +23,14 @@ def small() -> Any:
 
 @pytest.mark.parametrize("kind", PACKAGES)
 def test_what_is_not_installed_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_kernels.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(model_setup.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SettingsError, match=rf"layer_kernels = {kind}, but .* is not installed: pip install"):
         with_layer_kernels(small(), kind)
 
 
 @pytest.mark.parametrize("kind", PACKAGES)
 def test_a_machine_without_a_gpu_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_kernels.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(model_setup.importlib.util, "find_spec", lambda _: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SettingsError, match="needs a GPU"):
         with_layer_kernels(small(), kind)
@@ -43,7 +43,7 @@ def test_the_loss_stays_the_trainers(monkeypatch: pytest.MonkeyPatch) -> None:
     fake._apply_liger_kernel_to_instance = lambda **given: called.append(given)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", fake)
-    monkeypatch.setattr(layer_kernels, "check_layer_kernels", lambda _: None)
+    monkeypatch.setattr(model_setup, "check_layer_kernels", lambda _: None)
     model = small()
     assert with_layer_kernels(model, "liger") is model and called == [{"model": model, "fused_linear_cross_entropy": False}]
     asked: list[bool] = []
