@@ -15,6 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from fastcore.basics import patch
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import (
     AttentionInterface,
@@ -77,9 +78,6 @@ class _Grid:
         return table if self.full else table[self.place]
 
 # %% ../../nbs/engines/generation.ipynb #209d8a0d
-ROWS_ATTENTION = "r3_rows"
-"Name of this attention in transformers' registry."
-
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "sliding_window")
 
 
@@ -107,6 +105,9 @@ def rows_attention(
     out = grid.collect(grid.spread(weights[..., :shared]) @ prompt_value) + weights[..., shared:] @ value
     return out.unflatten(2, (-1, tokens)).flatten(1, 2).transpose(1, 2), None
 
+# %% ../../nbs/engines/generation.ipynb #9f083a97
+ROWS_ATTENTION = "r3_rows"
+"Name of this attention in transformers' registry."
 
 AttentionInterface.register(ROWS_ATTENTION, rows_attention)
 AttentionMaskInterface.register(ROWS_ATTENTION, sdpa_mask)
@@ -124,14 +125,6 @@ class _RowLayer(DynamicLayer):
         self.active, self.length, self.is_initialized = rows, 0, True
         self.keys, self.values = (x.new_zeros(rows, x.size(1), 0, x.size(3)) for x in self.prompts)
 
-    def reserve(self, tokens: int) -> None:
-        "Make room for further tokens."
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = old.new_zeros(*old.shape[:2], self.length + tokens, old.size(3))  # zeros: hidden places are multiplied by 0
-            new[:, :, : self.length] = old[:, :, : self.length]
-            setattr(self, name, new)
-
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,11 +134,23 @@ class _RowLayer(DynamicLayer):
         self.values[: self.active, :, start : self.length] = value_states
         return self.keys[: self.active, :, : self.length], self.values[: self.active, :, : self.length]
 
-    def arrange(self, order: torch.Tensor, active: int, prompts: torch.Tensor) -> None:
-        "Reorder rows; the first `active` are generated, from these prompts."
-        self.active, self.keys, self.values = active, self.keys[order], self.values[order]
-        key, value = self.prompts
-        self.prompt = (key[prompts], value[prompts]) if len(prompts) < len(key) else self.prompts
+# %% ../../nbs/engines/generation.ipynb #4357f5be
+@patch
+def reserve(self: _RowLayer, tokens: int) -> None:
+    "Make room for further tokens."
+    for name in ("keys", "values"):
+        old = getattr(self, name)
+        new = old.new_zeros(*old.shape[:2], self.length + tokens, old.size(3))  # zeros: hidden places are multiplied by 0
+        new[:, :, : self.length] = old[:, :, : self.length]
+        setattr(self, name, new)
+
+
+@patch
+def arrange(self: _RowLayer, order: torch.Tensor, active: int, prompts: torch.Tensor) -> None:
+    "Reorder rows; the first `active` are generated, from these prompts."
+    self.active, self.keys, self.values = active, self.keys[order], self.values[order]
+    key, value = self.prompts
+    self.prompt = (key[prompts], value[prompts]) if len(prompts) < len(key) else self.prompts
 
 # %% ../../nbs/engines/generation.ipynb #f3424a71
 _PIECE = 64
@@ -189,20 +194,24 @@ class RowCache(Cache):
         self.computed = sum(map(len, distinct))  # tokens that went through the model so far
         self.arrange(list(range(len(prompts))))
 
-    def arrange(self, places: list[int]) -> None:
-        "Put the rows at these places first: only they are generated from now on."
-        chosen = set(places)
-        order = torch.tensor([*places, *(i for i in range(len(self.order)) if i not in chosen)], device=self.order.device)
-        self.order, self.seen, self.active = self.order[order], self.seen[order], len(places)
-        self.grid = _Grid(self.prompt_of[self.order[: self.active]])
-        for layer in self.layers:
-            layer.arrange(order, self.active, self.grid.prompts)
+# %% ../../nbs/engines/generation.ipynb #1d9637f5
+@patch
+def arrange(self: RowCache, places: list[int]) -> None:
+    "Put the rows at these places first: only they are generated from now on."
+    chosen = set(places)
+    order = torch.tensor([*places, *(i for i in range(len(self.order)) if i not in chosen)], device=self.order.device)
+    self.order, self.seen, self.active = self.order[order], self.seen[order], len(places)
+    self.grid = _Grid(self.prompt_of[self.order[: self.active]])
+    for layer in self.layers:
+        layer.arrange(order, self.active, self.grid.prompts)
 
-    def reserve(self, tokens: int) -> None:
-        "Make room for further tokens of each row."
-        for layer in self.layers:
-            layer.reserve(tokens)
-        self.seen = torch.nn.functional.pad(self.seen, (0, self.shared + self.layers[0].length + tokens - self.seen.size(1)))
+
+@patch
+def reserve(self: RowCache, tokens: int) -> None:
+    "Make room for further tokens of each row."
+    for layer in self.layers:
+        layer.reserve(tokens)
+    self.seen = torch.nn.functional.pad(self.seen, (0, self.shared + self.layers[0].length + tokens - self.seen.size(1)))
 
 # %% ../../nbs/engines/generation.ipynb #2a0180bf
 def _forward(
@@ -270,7 +279,7 @@ def _generating(model: Any) -> Iterator[None]:
         model.set_attn_implementation(own)
         model.train(training)
 
-
+# %% ../../nbs/engines/generation.ipynb #7d72822a
 TRUSTED = 8
 "Two ways through a model give the same result if they differ by at most so many times the rounding error of one of them."
 
@@ -335,30 +344,26 @@ class Generated:
     logprobs: list[list[float]] | None  # of these tokens, nats, before temperature, top-k and top-p
     cache: RowCache | None  # to go on from; None if the model does not allow it
 
-
+# %% ../../nbs/engines/generation.ipynb #cb227f23
 def _decode(
     model: Any,
     cache: RowCache,  # with room for `max_tokens`
-    logits: torch.Tensor,  # (rows, vocabulary), of the first token
+    logits: torch.Tensor,  # of the first token
     sampling: SamplingParams,
     sampler: SeededSampler | None,  # None: greedy
     ends: torch.Tensor,  # end tokens
     stops: StopStringCriteria | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "Sampled tokens (rows, tokens), how many of them count (rows,), and their log-probabilities (0 unless wanted)."
-    rows = cache.active
-    at, alive = torch.arange(rows, device=logits.device), torch.ones(rows, dtype=torch.bool, device=logits.device)
-    out, count = at.new_zeros(rows, sampling.max_tokens), at.new_zeros(rows)
-    logprobs = torch.zeros(out.shape, device=logits.device)
+    at = torch.arange(cache.active, device=logits.device)
+    alive, count = torch.ones_like(at, dtype=torch.bool), torch.zeros_like(at)
+    out, logprobs = (at.new_zeros(len(at), sampling.max_tokens, dtype=d) for d in (torch.long, torch.float32))
     for t in range(sampling.max_tokens):
-        token = (sampler(out, logits) if sampler else logits).argmax(-1)
-        out[at, t] = token
+        out[at, t] = token = (sampler(out, logits) if sampler else logits).argmax(-1)
         if sampling.logprobs:
             logprobs[at, t] = logits.float().log_softmax(-1).gather(1, token[:, None])[:, 0]
         count[at] += alive
-        alive = alive & ~torch.isin(token, ends)
-        if stops is not None:
-            alive &= ~stops(out[at, : t + 1], None)
+        alive = alive & ~torch.isin(token, ends) & ~(stops(out[at, : t + 1], None) if stops else alive.new_zeros(()))
         left = alive.nonzero()[:, 0].tolist()
         if not left or t + 1 == sampling.max_tokens:
             break
@@ -392,6 +397,30 @@ def generate_plain(
     values = torch.stack(out.logits, 1).float().log_softmax(-1)
     return Generated(ids, [[float(v[i, t]) for i, t in enumerate(r)] for r, v in zip(ids, values, strict=True)], None)
 
+# %% ../../nbs/engines/generation.ipynb #67892cef
+def _shares_prompts(model: Any) -> bool:
+    "Whether prompts are run once for all their rows; the first time that a model does not allow it, a warning says why."
+    first = _bare(model) not in _REASONS
+    if (reason := why_plain(model)) and first:
+        warnings.warn(f"{type(_bare(model)).__name__} runs a prompt once for each of its completions: {reason}", stacklevel=4)
+    return not reason
+
+
+def _collected(
+    cache: RowCache,
+    rows: list[int],  # of the cache
+    prompts: list[list[int]],  # token ids, one list for each of these rows
+    out: torch.Tensor,  # as `_decode` returns them
+    count: torch.Tensor,
+    logprobs: torch.Tensor | None,
+) -> Generated:
+    "Cut rows to the tokens that count, and note in the cache what it holds."
+    ids = [r[:n] for r, n in zip(out.tolist(), count.tolist(), strict=True)]
+    for r, prompt, own in zip(rows, prompts, ids, strict=True):
+        cache.tokens[r] = [*prompt, *own[:-1]]  # the last token was not fed
+    values = None if logprobs is None else [v[: len(r)] for v, r in zip(logprobs.tolist(), ids, strict=True)]
+    return Generated(ids, values, cache)
+
 # %% ../../nbs/engines/generation.ipynb #e5d39cde
 @torch.inference_mode()
 def generate_rows(
@@ -405,10 +434,7 @@ def generate_rows(
     rows: list[int] | None = None,  # rows of the cache that the prompts belong to; None = all, in order
 ) -> Generated:
     "One completion a row, that of `generate_plain` up to rounding; prompts and the cached beginnings of longer ones run once."
-    first = _bare(model) not in _REASONS
-    if reason := why_plain(model):
-        if first:
-            warnings.warn(f"{type(_bare(model)).__name__} runs a prompt once for each of its completions: {reason}", stacklevel=3)
+    if not _shares_prompts(model):
         return generate_plain(model, tokenizer, prompts, sampling, seeds, top_k)
     bare, ends = _bare(model), end_tokens(model, tokenizer)
     sampler = None if sampling.greedy else SeededSampler(seeds, sampling, bare.device, top_k)
@@ -422,9 +448,4 @@ def generate_rows(
             rows = list(range(len(cache.tokens))) if rows is None else rows
             logits = _continue_rows(bare, cache, rows, prompts, sampling.max_tokens)
         out, count, logprobs = _decode(bare, cache, logits, sampling, sampler, torch.tensor(ends, device=bare.device), stops)
-    lengths = count.tolist()
-    ids = [r[:n] for r, n in zip(out.tolist(), lengths, strict=True)]
-    for r, prompt, own in zip(rows, prompts, ids, strict=True):
-        cache.tokens[r] = [*prompt, *own[:-1]]  # the last token was not fed
-    values = [v[:n] for v, n in zip(logprobs.tolist(), lengths, strict=True)] if sampling.logprobs else None
-    return Generated(ids, values, cache)
+    return _collected(cache, rows, prompts, out, count, logprobs if sampling.logprobs else None)
