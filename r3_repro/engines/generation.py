@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -134,9 +134,13 @@ class _RowLayer(DynamicLayer):
         self.values[: self.active, :, start : self.length] = value_states
         return self.keys[: self.active, :, : self.length], self.values[: self.active, :, : self.length]
 
+    if TYPE_CHECKING:  # the methods that are added below
+
+        def __getattr__(self, name: str) -> Any: ...
+
 # %% ../../nbs/engines/generation.ipynb #4357f5be
 @patch
-def reserve(self: _RowLayer, tokens: int) -> None:
+def grow(self: _RowLayer, tokens: int) -> None:
     "Make room for further tokens."
     for name in ("keys", "values"):
         old = getattr(self, name)
@@ -146,7 +150,7 @@ def reserve(self: _RowLayer, tokens: int) -> None:
 
 
 @patch
-def arrange(self: _RowLayer, order: torch.Tensor, active: int, prompts: torch.Tensor) -> None:
+def reorder(self: _RowLayer, order: torch.Tensor, active: int, prompts: torch.Tensor) -> None:
     "Reorder rows; the first `active` are generated, from these prompts."
     self.active, self.keys, self.values = active, self.keys[order], self.values[order]
     key, value = self.prompts
@@ -173,6 +177,8 @@ class RowCache(Cache):
     "Keys and values of conversations, one a row; those of a prompt once for all its rows. Valid until the weights change."
 
     layers: Any  # a list of `_RowLayer`
+    grid: _Grid  # of the rows that are generated
+    active: int  # how many these are
     hidden: torch.Tensor  # (rows that are generated, 1, 1, tokens, columns): what the tokens being run do not see
 
     def __init__(self, model: Any, prompts: list[list[int]]):  # token ids, one list a row
@@ -194,6 +200,10 @@ class RowCache(Cache):
         self.computed = sum(map(len, distinct))  # tokens that went through the model so far
         self.arrange(list(range(len(prompts))))
 
+    if TYPE_CHECKING:  # the methods that are added below
+
+        def __getattr__(self, name: str) -> Any: ...
+
 # %% ../../nbs/engines/generation.ipynb #1d9637f5
 @patch
 def arrange(self: RowCache, places: list[int]) -> None:
@@ -203,14 +213,14 @@ def arrange(self: RowCache, places: list[int]) -> None:
     self.order, self.seen, self.active = self.order[order], self.seen[order], len(places)
     self.grid = _Grid(self.prompt_of[self.order[: self.active]])
     for layer in self.layers:
-        layer.arrange(order, self.active, self.grid.prompts)
+        layer.reorder(order, self.active, self.grid.prompts)
 
 
 @patch
 def reserve(self: RowCache, tokens: int) -> None:
     "Make room for further tokens of each row."
     for layer in self.layers:
-        layer.reserve(tokens)
+        layer.grow(tokens)
     self.seen = torch.nn.functional.pad(self.seen, (0, self.shared + self.layers[0].length + tokens - self.seen.size(1)))
 
 # %% ../../nbs/engines/generation.ipynb #2a0180bf
