@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['COUNTDOWN_REFLECTION_REQUEST', 'COUNTDOWN_OPTIONS', 'SOLVED', 'PUBLISHED_FACTS', 'TASK', 'countdown_prompt',
-           'countdown_row', 'read_rows', 'CountdownRows', 'load_problems', 'countdown_problems', 'countdown_histograms',
-           'countdown_facts']
+           'whole_number', 'countdown_row', 'CountdownRows', 'load_problems', 'countdown_problems',
+           'countdown_histograms', 'countdown_facts']
 
 # %% ../../../nbs/tasks/countdown/task.ipynb #f86e0de0
-import json
 import math
 import re
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from r3_repro.tasks.countdown.verifier import (
     contains_solution,
     verify_expression,
 )
+from r3_repro.tasks.sources import BrokenJSON, data_options, decode, read_rows, take_split
 
 # %% ../../../nbs/tasks/countdown/task.ipynb #18d0b757
 COUNTDOWN_REFLECTION_REQUEST = (
@@ -52,55 +53,34 @@ def countdown_prompt(
     )
 
 # %% ../../../nbs/tasks/countdown/task.ipynb #6170ba91
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None  # counted by `countdown_row`
+def whole_number(value: Any) -> int | None:
+    "The positive whole number that a value of a row stands for, or None."
+    if isinstance(value, str) and (digits := re.fullmatch(r"\s*\+?([0-9]{1,300})(?:\.0*)?\s*", value)):
+        value = int(digits[1])
+    number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    return int(value) if number and value > 0 and value % 1 == 0 else None
 
 
 def countdown_row(
     row: Any,  # one record
 ) -> Problem | str:
     "The problem in a record, or the reason why it is refused."
+    if isinstance(row, BrokenJSON):
+        return row.reason.replace("_", " ")
     if not isinstance(row, dict) or not {"target", "nums"} <= row.keys():
         return "not a record with target and nums"
-    target, nums = row["target"], row["nums"]
-    if type(target) is not int or target < 1:
+    target, nums = whole_number(row["target"]), row["nums"]
+    if target is None:
         return "target is not a positive whole number"
+    nums = decode(nums) if isinstance(nums, str) else nums
     if not isinstance(nums, list) or not 2 <= len(nums) <= 6:
         return "nums is not a list of 2 to 6"
-    if any(type(n) is not int or n < 1 for n in nums):
+    numbers = [n for n in map(whole_number, nums) if n]
+    if len(numbers) < len(nums):
         return "nums are not all positive whole numbers"
-    if max(nums) ** len(nums) * target >= 2**62:
+    if max(numbers) ** len(numbers) * target >= 2**62:
         return "numbers too large"
-    return make_countdown_problem(nums, target)
-
-# %% ../../../nbs/tasks/countdown/task.ipynb #f8dd9f2e
-def read_rows(
-    source: str | Path,  # a local file, or a hub name such as Jiayi-Pan/Countdown-Tasks-3to4
-) -> list[Any]:
-    "The records of a source as they are; raises `FileNotFoundError` or `ValueError` with a remedy."
-    path = Path(source)
-    if path.suffix == ".jsonl" and path.is_file():
-        return [_json(line) for line in path.read_text("utf-8", "replace").split("\n") if line.strip()]
-    if path.suffix == ".json" and path.is_file():
-        if not isinstance(rows := _json(path.read_text("utf-8", "replace")), list):
-            raise ValueError(f"{path} is not a JSON list of records: use [{{'target': …, 'nums': […]}}, …], or .jsonl")
-        return rows
-    if path.suffix == ".parquet" and path.is_file():
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(path).to_pylist()
-    local = path.exists() or path.suffix in (".jsonl", ".json", ".parquet")
-    if local or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise FileNotFoundError(f"{source}: no .jsonl, .json or .parquet file there, and not a hub name owner/name")
-    try:
-        from datasets import load_dataset
-
-        return load_dataset(str(source), split="train").to_list()
-    except Exception as e:
-        raise ValueError(f"{source} could not be loaded from the hub ({e}): give a local JSONL or Parquet file") from e
+    return make_countdown_problem(numbers, target)
 
 # %% ../../../nbs/tasks/countdown/task.ipynb #981fc342
 @dataclass(frozen=True)
@@ -127,14 +107,14 @@ def _solved(problems: list[Problem]) -> list[bool]:
 
 # %% ../../../nbs/tasks/countdown/task.ipynb #18c67e44
 def load_problems(
-    source: str | Path,  # a local JSONL, JSON or Parquet file, or a hub name
+    source: str | Path,  # a file, a folder of files, or a hub name
     world: World | None = None,  # problems outside are refused; None = keep all
 ) -> CountdownRows:
     "Read, check and deduplicate problems; raises `ValueError` if none is left."
     refused: Counter[str] = Counter()
     kept: dict[str, Problem] = {}
     duplicates = 0
-    for row in (records := read_rows(source)):
+    for _, row in (records := read_rows(source)):
         problem = countdown_row(row)
         if isinstance(problem, str):
             refused[problem] += 1
@@ -171,37 +151,24 @@ COUNTDOWN_OPTIONS: dict[str, Any] = {
 }
 "Options of `countdown_problems` and their defaults."
 
-
-def _read_options(options: dict[str, Any]) -> dict[str, Any]:
-    if unknown := sorted(options.keys() - COUNTDOWN_OPTIONS.keys()):
-        raise ValueError(f"countdown: unknown data option {', '.join(unknown)}: use {', '.join(COUNTDOWN_OPTIONS)}")
-    return COUNTDOWN_OPTIONS | options
-
 # %% ../../../nbs/tasks/countdown/task.ipynb #83ad3d58
 def countdown_problems(
     split: str,  # "train" or "test"
     options: dict[str, Any] | None = None,  # see `COUNTDOWN_OPTIONS`
 ) -> list[Problem]:
     "The problems of a split, always the same for the same options; raises `ValueError` if there are too few."
-    if split not in ("train", "test"):
-        raise ValueError(f"unknown split {split!r}: use 'train' or 'test'")
-    o = _read_options(options or {})
-    test, train, source = o["test_size"], o["train_size"], o["source"]
+    o = data_options("countdown", COUNTDOWN_OPTIONS, options)
     ranges = {k: o[k] for k in ("low", "high", "target_low", "target_high")}
-    if source == "generate":
-        found = generate(test + train, o["data_seed"], o["sizes"], **ranges)
+    if o["source"] == "generate":
+        found = generate(o["test_size"] + o["train_size"], o["data_seed"], o["sizes"], **ranges)
     else:
-        loaded = load_problems(source, World(tuple(o["sizes"]), **ranges))
+        loaded = load_problems(o["source"], World(tuple(o["sizes"]), **ranges))
         found = loaded.problems
         if loaded.refused or loaded.duplicates:
             left_out = f"{loaded.duplicates:,} duplicates dropped, refused {loaded.refused}"
-            warnings.warn(f"{source}: of {loaded.rows:,} rows {left_out}", stacklevel=2)
-        if len(found) <= test:
-            raise ValueError(f"{source}: {len(found):,} different problems, test_size = {test:,} leaves none over")
-        if split == "train" and (left := len(found) - test) < train:
-            warnings.warn(f"{source}: train_size = {train:,}, but only {left:,} problems are left", stacklevel=2)
+            warnings.warn(f"{o['source']}: of {loaded.rows:,} rows {left_out}", stacklevel=2)
     order = np.random.default_rng(o["data_seed"]).permutation(len(found))
-    chosen = [found[i] for i in (order[:test] if split == "test" else order[test : test + train])]
+    chosen = take_split(split, [found[i] for i in order], o)
     return chosen if o["chain_of_thought"] else [replace(p, data=p.data | {"chain_of_thought": False}) for p in chosen]
 
 # %% ../../../nbs/tasks/countdown/task.ipynb #6e919e2f

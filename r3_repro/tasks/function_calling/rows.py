@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from r3_repro.tasks.base import Problem
-from r3_repro.tasks.function_calling.schema import LONGEST, BrokenJSON, Unusable, contradictions, get_field, make_tools, plain
+from r3_repro.tasks.function_calling.schema import LONGEST, Unusable, contradictions, get_field, make_tools, plain
+from r3_repro.tasks.sources import BrokenJSON
 from r3_repro.utils.hashing import digest
 
 # %% ../../../nbs/tasks/function_calling/rows.ipynb #924e05c4
