@@ -6,17 +6,20 @@
 # Options go to `r3-repro doctor` and `r3-repro reproduce`. To run it again is to resume, on another machine too: what is at
 # R3_BACK and not here, or newer than here, is copied first. Exit code 1 if the doctor finds a problem or a chapter fails.
 #
-#     R3_ROOT        run tree on a disk of this machine [runs]
+#     R3_ROOT        run tree on a disk of this machine [runs/ of the clone]
 #     R3_BACK        where the run tree, with executed notebooks and the doctor's report, is copied to [nowhere]
 #     R3_BACK_EVERY  seconds from one copy to the next [600]
 #     R3_SEEDS       seeds of training [0]
-#     PYTHON         [.venv/bin/python]
+#     PYTHON         [.venv/bin/python of the clone]
+#
+# Relative paths begin in the folder in which it is started.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-python=${PYTHON:-.venv/bin/python} root=${R3_ROOT:-runs} back=${R3_BACK:-} every=${R3_BACK_EVERY:-600}
+clone=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-$clone/.venv/bin/python} root=${R3_ROOT:-$clone/runs} back=${R3_BACK:-} every=${R3_BACK_EVERY:-600}
+root=${root/#\~\//$HOME/} back=${back/#\~\//$HOME/}
 copier='' work=''
 
-bring_back() { if [[ -n $back ]]; then "$python" cluster/mirror.py "$root" "$back"; fi; }
+bring_back() { if [[ -n $back ]]; then "$python" "$clone/cluster/mirror.py" "$root" "$back"; fi; }
 
 finish() {
   code=$?
@@ -37,7 +40,7 @@ run() {
 }
 
 mkdir -p "$root"
-if [[ -n $back ]]; then "$python" cluster/mirror.py --back "$back" "$root"; fi
+if [[ -n $back ]]; then "$python" "$clone/cluster/mirror.py" --back "$back" "$root"; fi
 trap finish EXIT
 trap 'exit 143' TERM INT
 if [[ -n $back ]]; then

@@ -4,5 +4,4 @@
 #     cluster/submit.sh --profile paper --seeds "0 1 2" -- --partition=gpu --time=24:00:00 --cpus-per-task=32
 #
 set -euo pipefail
-cd "$(dirname "$0")/.."
-exec "${PYTHON:-.venv/bin/python}" -m r3_repro submit "$@"
+exec "${PYTHON:-$(dirname "$0")/../.venv/bin/python}" -m r3_repro submit "$@"

@@ -84,8 +84,10 @@ def annotate(
 
 # %% ../nbs/data.ipynb #acc23dff
 def dataset_identity(run: Run) -> dict[str, Any]:
-    "What determines the problems: the data options, and the bytes (or the commit) of the source."
-    return {"settings": run.profile.data_options, "source": source_hash(run.profile.source)}
+    "What determines the problems: the data options, and the bytes (or the commit) of the source; not where a file is."
+    options, source = run.profile.data_options, run.profile.source
+    local = options["source"] != source or Path(source).is_absolute()
+    return {"settings": {k: v for k, v in options.items() if k != "source" or not local}, "source": source_hash(source)}
 
 # %% ../nbs/data.ipynb #3c890442
 def _make(run: Run) -> None:
@@ -108,7 +110,7 @@ def _make(run: Run) -> None:
         for name, problems in splits.items():
             write_parquet(run.dataset / f"{name}.parquet", as_rows(problems))
         write_json(run.dataset / "summary.json", summary)
-        hashes = {"settings": digest(p.data_options), "source": source_hash(p.source) or "unknown"}
+        hashes = {"settings": digest(dataset_identity(run)["settings"]), "source": source_hash(p.source) or "unknown"}
         hashes |= {name: summary[name]["hash"] for name in splits}
         write_manifest(run.dataset / "manifest.json", "datasets", run, seconds, hashes)
         bar.update()

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from r3_repro.config import (
     settings_files,
     with_first_names,
 )
+from r3_repro.data import dataset_identity
+from r3_repro.runs.identity import identity_diff
 from r3_repro.runs.layout import open_run
 from r3_repro.utils import files
 from r3_repro.utils.errors import SettingsError
@@ -204,17 +207,198 @@ def test_the_tiny_base_is_found_without_a_clone(installed: Path) -> None:
         model_path(load_profile("smoke", model="assets/tiny-bse2"))
 
 
-def test_a_model_is_looked_for_here_then_in_the_home(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rule_for_what_may_be_a_folder_or_a_hub_name(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (own_folder / "settings.ini").touch()
     below = own_folder / "below"
     for folder in (own_folder / "models" / "one", below):
         folder.mkdir(parents=True)
-    monkeypatch.chdir(below)
-    assert model_folder("models/one") == own_folder / "models" / "one" and model_folder("models/two") is None
-    (below / "models" / "one").mkdir(parents=True)
-    assert model_folder("models/one") == Path("models/one")
+    assert model_folder("models/one") == own_folder / "models" / "one", "what is there, even if the hub had one of this name"
     with pytest.raises(SettingsError, match=r"models/one lacks config.json, tokenizer_config.json"):
         model_path(load_profile("smoke", model="models/one"))
+    assert model_path(load_profile("smoke", model="owner/one")) == "owner/one"
+    for absent in ("./owner/one", "../one", "/no/one", "~/no-such-folder/one"):
+        with pytest.raises(SettingsError, match=r"no such folder|in it does not"):
+            model_path(load_profile("smoke", model=absent))
+    monkeypatch.chdir(below)
+    assert model_folder("models/one") is None
+    with pytest.raises(SettingsError, match=r"begin in the current folder, .*below; did you mean .*here/models/one\?"):
+        model_path(load_profile("smoke", model="models/one"))
+
+
+# ── Relative paths ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    return tmp_path / "user"
+
+
+@pytest.mark.parametrize("base", ["", "~/"])
+@pytest.mark.parametrize("home", ["clone", "variable", "settings"])
+def test_one_base_for_relative_paths(
+    own_folder: Path, user_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str, home: str
+) -> None:
+    "The folder where the user stands, or the user's own with ~, wherever the home is."
+    here = user_home if base else own_folder
+    (here / "data").mkdir(parents=True)
+    (here / "data" / "own.jsonl").touch()
+    shutil.copytree(REPOSITORY / "r3_repro/assets/tiny-base2", here / "models" / "own")
+    (here / "other.ini").write_text(
+        f"[mine]\nbased_on = smoke\nmodel = {base}models/own\nsource = {base}data/own.jsonl\n"
+        f"[mine.{base}models/own]\nmax_steps = 2\n"
+    )
+    if home == "variable":
+        monkeypatch.setenv("R3_HOME", str(tmp_path))
+    if home == "settings":
+        (tmp_path / "settings.ini").touch()
+    monkeypatch.setenv("R3_SETTINGS", f"{base}other.ini")
+    monkeypatch.setenv("R3_ROOT", f"{base}tree")
+    run = open_run("mine")
+    assert run.root == here / "tree" and open_run("mine", root=f"{base}given").root == here / "given"
+    assert model_path(run.profile) == str(here / "models" / "own") and run.profile.max_steps == 2
+    assert run.profile.data_options["source"] == str(here / "data" / "own.jsonl")
+    monkeypatch.setenv("R3_HOME", f"{base}data")
+    assert find_home() == here / "data"
+    again = load_profile("mine", model=run.profile.model)  # what a stage is started with
+    assert again == run.profile
+
+
+def test_the_same_file_is_the_same_source_by_any_path(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "And what was stored when the name still counted is not refused."
+    (own_folder / "own.jsonl").write_text("{}")
+    names = ["own.jsonl", "./own.jsonl", f"../{own_folder.name}/own.jsonl", str(own_folder / "own.jsonl")]
+    who = [dataset_identity(open_run("smoke", source=name)) for name in names]
+    assert who[1:] == who[:-1] and who[0]["source"]
+    stored = {"settings": who[0]["settings"] | {"source": "own.jsonl"}, "source": who[0]["source"]}
+    assert identity_diff(stored, who[3]) == []
+    (own_folder / "own.jsonl").write_text("{} ")
+    assert identity_diff(stored, dataset_identity(open_run("smoke", source="own.jsonl"))) == ["the source of the problems"]
+    assert dataset_identity(open_run("smoke"))["settings"]["source"] == "generate"
+
+
+@pytest.mark.parametrize("written", [".", "./", "../here", "here/..", "~"])
+def test_a_run_has_a_folder_of_its_own_whatever_its_model_is_called(own_folder: Path, user_home: Path, written: str) -> None:
+    "`model = .` stored its runs beside the problems."
+    (own_folder / "here").mkdir()
+    run = open_run("smoke", model=written)
+    assert run.model_dir.parent == run.task_dir and run.model_dir.name in ("here", "user")
+
+
+@pytest.mark.parametrize("written", ["/", "dataset", "models/dataset"])
+def test_a_model_may_not_be_called_like_other_folders(own_folder: Path, written: str) -> None:
+    shutil.copytree(REPOSITORY / "r3_repro/assets/tiny-base2", own_folder / "dataset")
+    with pytest.raises(SettingsError, match="the folder's name"):
+        model_path(load_profile("smoke", model=written))
+
+
+# ── Values ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+FIELDS = {k: f.annotation for k, f in Profile.model_fields.items() if k not in ("name", "options")}
+NUMBERS = [k for k, kind in FIELDS.items() if kind in (int, float)]
+SHARES = [k for k, kind in FIELDS.items() if kind is float]
+SEEDS = [k for k in FIELDS if k.endswith("seed")]
+NEEDED = [k for k, kind in FIELDS.items() if kind is str and Profile.model_fields[k].default != ""]
+REFUSED = [
+    *((k, v) for k in SHARES for v in ("nan", "inf", "-inf", "1e999")),
+    *((k, v) for k in SHARES for v in (float("nan"), float("inf"))),
+    *((k, v) for k in NUMBERS for v in (True, False, "-1", "1e", "ten", [1])),
+    *((k, v) for k in set(NUMBERS) - set(SHARES) for v in ("1.5", str(2**32), "1e30")),
+    *((k, v) for k in SEEDS for v in (-1, "-5", 2**32, "5000000000")),
+    *((k, v) for k in NEEDED for v in (" ", "  ")),
+    *((k, v) for k in set(NEEDED) - {"task", "model"} for v in (3, True)),
+    *((k, v) for k, kind in FIELDS.items() if kind is str and k not in ("task", "model") for v in ("a\0b", "\udcff")),
+    *((k, v) for k in ("arms", "modes") for v in (" ", (), "r3 r3", True)),
+    *((k, v) for k in ("low", "high", "target_low") for v in ("nan", "1.5", True, "x")),
+    *(("sizes", v) for v in (" ", (), "3 x", True)),
+    *(("temperature", v) for v in (0, "0.0", 1e-9, 2.5)),
+    *(("servers", v) for v in ("http://", "a:80", "http://a:99999", "http://a http://a", "ftp://a")),
+    *(("vllm_server_base_url", v) for v in ("http://", "http://a/v1", "a:80")),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), REFUSED, ids=[f"{k}={v!r}" for k, v in REFUSED])
+def test_what_cannot_be_is_refused_with_section_key_and_value(own_folder: Path, key: str, value: object) -> None:
+    with pytest.raises(SettingsError, match=rf"settings\.ini \[smoke\].* {key}( = | is | ')") as e:
+        load_profile("smoke", **{key: value, **({"engine": "server"} if key == "servers" else {})})
+    assert key in ("servers", "sizes") or not isinstance(value, str) or repr(value) in str(e.value) or not value.strip()
+
+
+def test_the_settings_that_are_checked_are_all(own_folder: Path) -> None:
+    assert len(NUMBERS) > 40 and len(SHARES) > 20 and set(SEEDS) == {"data_seed", "eval_seed"} and "retry_turn" in NEEDED
+
+
+@pytest.mark.parametrize("key", [k for k in FIELDS if k in load_profile("tiny", REPOSITORY / "settings.ini").flat()])
+def test_an_empty_value_is_refused_unless_it_means_something(own_folder: Path, key: str) -> None:
+    may_be_empty = {"controls", "servers", "revision", "vllm_server_base_url"} | {
+        k for k, f in Profile.model_fields.items() if f.default in ("", ())
+    }
+    text = f"[mine]\nbased_on = tiny\n{key} =\n"
+    if key in may_be_empty:
+        own_profile(own_folder, text, "mine")
+        return
+    with pytest.raises(SettingsError, match=rf"settings.ini \[mine\].*{key}"):
+        own_profile(own_folder, text, "mine")
+
+
+@pytest.mark.parametrize(
+    ("written", "means"),
+    [
+        ("Try again.", "Try again."),
+        ("Try again.  # in the words of [1]", "Try again."),
+        ('"Problem # 3: try again"', "Problem # 3: try again"),
+        ('"Problem # 3"  # quoted', "Problem # 3"),
+        ("Problem#3; again", "Problem#3; again"),
+        ("One line\n  and another  # told", "One line\nand another"),
+        ("Problem # 3: try again", None),
+        ("Problem # 3", None),
+        ("One line\n  # Two\n  three", None),
+        ("One line\n  ; two\n  three", None),
+        ("# 3: try again", None),
+        ('""', None),
+    ],
+)
+def test_a_number_sign_never_cuts_a_text_silently(own_folder: Path, written: str, means: str | None) -> None:
+    text = f"[mine]\nbased_on = tiny\nretry_turn = {written}\nmax_steps = 3 # a comment\n"
+    if means is None:
+        with pytest.raises(SettingsError, match=r"settings.ini .*retry_turn"):
+            own_profile(own_folder, text, "mine")
+    else:
+        p = own_profile(own_folder, text, "mine")
+        assert p.retry_turn == means and p.max_steps == 3
+
+
+@pytest.mark.parametrize("name", ["a/b", "/abs", "..", "a\\b", ""])
+def test_a_profile_is_a_folder_name(own_folder: Path, name: str) -> None:
+    with pytest.raises(SettingsError):
+        own_profile(own_folder, f"[{name}]\nbased_on = tiny\n", name)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"arm": True}, "arm = True is not text but bool: .*-r arm True"),
+        ({"task": 3}, "task = 3 is not text"),
+        ({"profile": None}, "profile = None is not text"),
+        ({"model": 1.5}, "model = 1.5 is not text"),
+        ({"model": "a\0b"}, "cannot be printed"),
+        ({"task": "\udcff"}, "cannot be printed"),
+        ({"root": False}, "root = False is not text"),
+        *(({"seed": v}, "seed = .* is not a whole number from 0 to 4294967295") for v in (-1, 2**32, 1.0, "1", True, None)),
+    ],
+)
+def test_what_papermill_makes_of_a_parameter_is_checked(given: dict, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        open_run(**given)
+
+
+def test_a_run_that_is_derived_is_checked_too() -> None:
+    run = open_run("smoke", seed=2**32 - 1)
+    with pytest.raises(SettingsError, match="seed = 4294967296"):
+        replace(run, seed=run.seed + 1)
+
+
+# ── Identity ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_how_processes_run_is_no_part_of_what_was_trained() -> None:

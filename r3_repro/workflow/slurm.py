@@ -10,9 +10,10 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from r3_repro.arms import training_order
-from r3_repro.config import Profile, find_home
+from r3_repro.config import Profile
 from r3_repro.runs.layout import Run
 from r3_repro.runs.preflight import preflight
 from r3_repro.utils.errors import SettingsError
@@ -86,9 +87,9 @@ def sbatch_command(
     options: list[str],  # further options for sbatch
 ) -> list[str]:
     "Build the command that submits a job and prints its id."
-    p, home, script = run.profile, find_home(), resource("cluster/chapter.sbatch")
+    p, script = run.profile, resource("cluster/chapter.sbatch")
     label = "-".join([job.name, p.name, p.task.replace(":", ".")])
-    command = ["sbatch", "--parsable", f"--job-name={label}", f"--chdir={home}", f"--nodes={job.nodes}"]
+    command = ["sbatch", "--parsable", f"--job-name={label}", f"--chdir={Path.cwd()}", f"--nodes={job.nodes}"]
     command += ["--ntasks-per-node=1"] + ([f"--gpus-per-node={job.gpus}"] if job.gpus else [])
     several = len(job.choices) > 1
     command += [f"--output={run.model_dir / 'slurm' / ('%x-%A_%a.log' if several else '%x-%j.log')}"]
@@ -96,7 +97,6 @@ def sbatch_command(
     command += [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
     named = ["--root", str(run.root), "--profile", p.name]
     named += [] if job.name == "figures" else ["--task", p.task, "--model", p.model]
-    script = script.relative_to(home) if script.is_relative_to(home) else script
     return [*command, *options, str(script), sys.executable, job.name, " ".join(job.choices), *named]
 
 # %% ../../nbs/workflow/slurm.ipynb #38a3a533
@@ -119,7 +119,7 @@ def submit(
             print(shlex.join(command))
             after = f"<{job.name}>"
             continue
-        done = subprocess.run(command, cwd=find_home(), capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             begun = f"; submitted already: {' '.join(ids)} (scancel takes them back)" if ids else ""
             raise SettingsError(f"sbatch refused {job.name}: {done.stderr.strip()}{begun}")

@@ -3,8 +3,10 @@
 The same scripts were tried on a real Slurm; `cluster/local.sh` starts one on a single machine.
 """
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -75,14 +77,14 @@ def test_chapters_are_submitted_in_order_and_wait_for_each_other(notes: Path, tm
     done = CliRunner().invoke(app, [*named, "--", "--partition=short"])
     assert done.exit_code == 0, done.output
     calls = [args for args, _ in noted(notes, "sbatch")]
-    assert [c[c.index("cluster/chapter.sbatch") + 2] for c in calls] == NAMES
+    assert [c[c.index(str(SCRIPT)) + 2] for c in calls] == NAMES
     ids = [line.split()[0] for line in done.stdout.splitlines()]
     assert ids == [str(101 + i) for i in range(len(NAMES))]
     assert not any("--dependency" in word for word in calls[0])
     for before, call in zip(ids, calls[1:], strict=False):
         assert f"--dependency=afterok:{before}" in call and "--kill-on-invalid-dep=yes" in call
     assert [[w for w in c if w.startswith("--array")] for c in calls] == [[], [], ["--array=0-2"], [], [], [], []]
-    assert all("--parsable" in c and "--partition=short" in c and f"--chdir={find_home()}" in c for c in calls)
+    assert all("--parsable" in c and "--partition=short" in c and f"--chdir={Path.cwd()}" in c for c in calls)
     assert not any("gpus" in word for c in calls for word in c), "smoke is for processors"
     folder = tmp_path / "runs/smoke/countdown/tiny-base2/slurm"
     assert folder.is_dir(), "Slurm fails a job whose log has no folder"
@@ -101,12 +103,19 @@ def test_a_dry_run_submits_nothing(notes: Path, tmp_path: Path) -> None:
     assert not noted(notes, "sbatch") and not (tmp_path / "runs").exists()
 
 
-def test_the_wrapper_finds_the_repository(notes: Path, tmp_path: Path) -> None:
-    script = find_home() / "cluster" / "submit.sh"
-    env = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(find_home())}
-    args = ["--profile", "smoke", "--root", str(tmp_path), "--dry-run"]
-    done = subprocess.run([str(script), *args], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0 and "chapter.sbatch" in done.stdout, done.stderr
+def test_relative_paths_of_a_job_begin_where_it_was_submitted(notes: Path, tmp_path: Path) -> None:
+    "Run tree, settings, source and model, with the wrapper script too, which is in another folder."
+    (tmp_path / "own.ini").write_text("[mine]\nbased_on = smoke\nsource = rows.jsonl\n")
+    (tmp_path / "rows.jsonl").write_text('{"target": 7, "nums": [3, 4, 5]}\n')
+    shutil.copytree(find_home() / "r3_repro/assets/tiny-base2", tmp_path / "models" / "own")
+    env = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(find_home()), "R3_SETTINGS": "own.ini"}
+    args = ["--profile", "mine", "--model", "models/own", "--root", "tree"]
+    done = subprocess.run([str(SCRIPT.with_name("submit.sh")), *args], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for call, _ in noted(notes, "sbatch"):
+        words = dict(itertools.pairwise(call))
+        assert f"--chdir={tmp_path}" in call and str(SCRIPT) in call and words["--root"] == str(tmp_path / "tree")
+        assert words["--profile"] == "mine" and ("figures" in call or words["--model"] == "models/own")
 
 
 # ── What a job does ────────────────────────────────────────────────────────────────────────────────────────────────
