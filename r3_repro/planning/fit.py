@@ -135,8 +135,11 @@ def check_empty(
 
 # %% ../../nbs/planning/fit.ipynb #c437c355
 def episode_frame(task: Task, problem: Problem, p: Profile, chars: str = "x") -> list[Message]:
-    "The conversation before a retry, with attempt and reflection of one character, since some templates refuse empty ones."
-    return retry_messages(reflection_messages(task, problem, chars), chars, p.retry_turn)
+    "The conversation before the last retry, with answers of one character, since some templates refuse empty ones."
+    said = reflection_messages(task, problem, chars)
+    for _ in range(p.retries - 1):
+        said = [*retry_messages(said, chars, p.retry_turn), assistant(chars), said[-1]]
+    return retry_messages(said, chars, p.retry_turn)
 
 
 def episode_tokens(
@@ -146,7 +149,8 @@ def episode_tokens(
     p: Profile,
 ) -> int:
     "Tokens of an episode of this problem at its longest: every answer at its limit."
-    return len(render(tokenizer, episode_frame(task, problem, p))) + 2 * p.max_answer_tokens + p.max_reflection_tokens
+    answers = (p.retries + 1) * p.max_answer_tokens + p.retries * p.max_reflection_tokens
+    return len(render(tokenizer, episode_frame(task, problem, p))) + answers
 
 # %% ../../nbs/planning/fit.ipynb #c90f1415
 def longest_episode(
@@ -165,7 +169,7 @@ def longest_episode(
     best, which = 0, problems[sizes[-1][1]]
     slack = episode_tokens(tokenizer, task, problems[sizes[0][1]], p)  # frame and answers: at most this much beside the bytes
     for bytes_, i in reversed(sizes):
-        if best >= bytes_ + slack:
+        if best >= p.retries * bytes_ + slack:  # each round may put the question again
             break
         if (tokens := episode_tokens(tokenizer, task, problems[i], p)) > best:
             best, which = tokens, problems[i]

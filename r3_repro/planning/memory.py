@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LENGTHS', 'TEMPLATE_TOKENS', 'GIB', 'H100', 'MOMENTS', 'TILE', 'Lengths', 'lengths_of', 'retry_turn_tokens',
-           'longest', 'longest_with_retry', 'Machine', 'MemoryPart', 'state_parts', 'layer_bytes', 'MicroBatch',
-           'micro_batch', 'split_bytes', 'activation_parts', 'temporary_parts', 'training_parts', 'peak',
+           'longest', 'later_rounds', 'longest_with_retry', 'Machine', 'MemoryPart', 'state_parts', 'layer_bytes',
+           'MicroBatch', 'micro_batch', 'split_bytes', 'activation_parts', 'temporary_parts', 'training_parts', 'peak',
            'vllm_context', 'vllm_needs', 'generation_problems', 'training_problems', 'remedies']
 
 # %% ../../nbs/planning/memory.ipynb #a3bb709b
@@ -58,9 +58,15 @@ def longest(p: Profile, tok: Lengths) -> int:
     return tok.longest_prompt + p.max_answer_tokens + p.max_reflection_tokens + TEMPLATE_TOKENS
 
 
+def later_rounds(p: Profile, tok: Lengths) -> int:
+    "Tokens that are trained on after the first reflection, at most: failed retries and later reflections (`retries` above 1)."
+    one = retry_turn_tokens(p, tok) + p.max_answer_tokens + p.max_reflection_tokens + 2 * TEMPLATE_TOKENS
+    return (p.retries - 1) * one
+
+
 def longest_with_retry(p: Profile, tok: Lengths) -> int:
-    "Tokens of the longest conversation that is generated: the one above, the request for a retry, and the retry."
-    return longest(p, tok) + TEMPLATE_TOKENS + retry_turn_tokens(p, tok) + p.max_answer_tokens
+    "Tokens of the longest conversation that is generated: those above, the request for the last retry, and that retry."
+    return longest(p, tok) + later_rounds(p, tok) + TEMPLATE_TOKENS + retry_turn_tokens(p, tok) + p.max_answer_tokens
 
 # %% ../../nbs/planning/memory.ipynb #05d2feba
 GIB = 2**30
@@ -187,8 +193,8 @@ TILE = (4096, 32768)
 
 def activation_parts(p: Profile, s: Shape, tok: Lengths) -> list[MemoryPart]:
     "What an update holds in addition to the states, for one micro batch at its longest."
-    half, completion = p.dtype == "bfloat16", p.max_reflection_tokens
-    b = micro_batch(p, longest(p, tok) - completion, completion)
+    half, completion = p.dtype == "bfloat16", p.max_reflection_tokens + later_rounds(p, tok)
+    b = micro_batch(p, longest(p, tok) - p.max_reflection_tokens, completion)
     one = layer_bytes(s, half) * b.tokens + (split_bytes(s, half, b) if b.shared else 0)
     stored = 4 * s.layers * s.hidden * b.tokens + one if p.gradient_checkpointing else s.layers * one
     masks = (1 if p.gradient_checkpointing else s.layers) * (2 if half else 4) + 1  # each layer makes numbers of it
@@ -297,7 +303,9 @@ def training_problems(p: Profile, s: Shape, tok: Lengths, m: Machine) -> list[st
         out.append(f"training {p.model} needs {need / GIB:.1f} GiB on each GPU ({phase}), there are {m.memory:g}")
     share, most = p.vllm_gpu_memory_utilization, longest_with_retry(p, tok)
     budget = m.memory * GIB * share
-    if p.use_vllm and p.vllm_mode == "colocate" and (least := vllm_needs(s, vllm_context(most, s.context), 1, m)) > budget:
+    size = p.vllm_tensor_parallel_size
+    least = vllm_needs(s, vllm_context(most, s.context), size, m)
+    if p.use_vllm and p.vllm_mode == "colocate" and least > budget:
         given = f"vllm_gpu_memory_utilization = {share} gives it {budget / GIB:.1f}"
         out.append(f"vLLM needs {least / GIB:.1f} GiB beside training, {given}")
     if most > s.context:

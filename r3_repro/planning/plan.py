@@ -24,6 +24,7 @@ from r3_repro.planning.memory import (
     Machine,
     MicroBatch,
     generation_problems,
+    later_rounds,
     lengths_of,
     micro_batch,
     peak,
@@ -55,7 +56,7 @@ def pass_flops(s: Shape, b: MicroBatch) -> float:
 
 def update_flops(p: Profile, s: Shape, tok: Lengths) -> float:
     "Floating point operations of one training step on one GPU, without generation; a batch is as long as its longest row."
-    rows, scored = p.batch_size // p.processes, p.max_reflection_tokens
+    rows, scored = p.batch_size // p.processes, p.max_reflection_tokens + later_rounds(p, tok)
     b = micro_batch(p, tok.prompt + p.max_answer_tokens + TEMPLATE_TOKENS, scored)
     micro = rows / b.rows
     once, head = micro * pass_flops(s, b), rows * scored * 2 * s.vocab * s.hidden
@@ -111,19 +112,22 @@ def generation_seconds(
 
 # %% ../../nbs/planning/plan.ipynb #e51d26a5
 def step_seconds(p: Profile, s: Shape, tok: Lengths, m: Machine = H100) -> dict[str, float]:
-    "Expected seconds of each stage of a training step."
+    "Expected seconds of each stage of a training step; with `retries` above 1 as if no retry but the last were right."
     rows, slow, n, request = p.batch_size // p.processes, not p.use_vllm, parameters(s), TEMPLATE_TOKENS / 2
     cache_room = m.memory * GIB * (p.vllm_gpu_memory_utilization if p.use_vllm else 1) - 2 * n - m.vllm * GIB
     cache_room = max(cache_room, 0.02 * m.memory * GIB)
     first = tok.prompt + tok.answer + request
-    reflect = StepBatch(rows, first, tok.reflection, p.max_reflection_tokens, max(1, rows / p.num_generations) * first)
-    turn = request + min(tok.prompt, retry_turn_tokens(p, tok))
-    before, new = first + tok.reflection + turn, rows * (tok.reflection + turn)
-    retry = StepBatch(rows, before, tok.answer, p.max_answer_tokens, new)
+    new, turn = max(1, rows / p.num_generations) * first, request + min(tok.prompt, retry_turn_tokens(p, tok))
+    reflect, retry, before = [], [], first
+    for _ in range(p.retries):
+        reflect.append(StepBatch(rows, before, tok.reflection, p.max_reflection_tokens, new))
+        before, new = before + tok.reflection + turn, rows * (tok.reflection + turn)
+        retry.append(StepBatch(rows, before, tok.answer, p.max_answer_tokens, new))
+        before, new = before + tok.answer + request, rows * (tok.answer + request)
     sync = 2 * n / (m.bandwidth * m.streaming) + (4 * n / (m.link * m.linking) if p.sharding != "none" else 0)
     return {
-        "reflect": generation_seconds(s, reflect, m, cache_room, slow=slow) + (sync if p.use_vllm else 0),
-        "retry": generation_seconds(s, retry, m, cache_room, slow=slow),
+        "reflect": sum(generation_seconds(s, b, m, cache_room, slow=slow) for b in reflect) + (sync if p.use_vllm else 0),
+        "retry": sum(generation_seconds(s, b, m, cache_room, slow=slow) for b in retry),
         "verify": rows * m.verify,
         "update": update_seconds(p, s, tok, m),
     }

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
@@ -22,53 +23,75 @@ from peft import LoraConfig
 
 from r3_repro.arms import ARMS, Arm, success_reward
 from r3_repro.config import Profile, one_of
-from r3_repro.runs.layout import Run
-from r3_repro.tasks.base import Problem, Task, attempt_messages
+from r3_repro.runs.layout import Run, mixture_runs
+from r3_repro.tasks.base import Problem, Task, attempt_messages, get_task
 from r3_repro.training.r3_config import R3Config
 from r3_repro.utils.errors import SettingsError
 
 
 # %% ../../nbs/training/grpo_config.ipynb #1c96d194
 def arm_of(run: Run) -> Arm:
-    "The arm of a run; raises `SettingsError` if there is none of that name."
+    "The arm of a run; raises `SettingsError` if there is none of that name, or if it would ignore a setting."
     try:
-        return ARMS[one_of(run.arm, tuple(ARMS), "arm")]
+        arm = ARMS[one_of(run.arm, tuple(ARMS), "arm")]
     except ValueError as e:
         raise SettingsError(f"arm = {run.arm!r}: {e}") from e
+    if run.profile.retries > 1 and arm.loss_on == "attempt":
+        raise SettingsError(f"arm = {run.arm} has no retry, but retries = {run.profile.retries}: train it with retries = 1")
+    return arm
 
 # %% ../../nbs/training/grpo_config.ipynb #7a9b3b6f
+def _passes(
+    rows: int,
+    seed: str,
+    need: int,  # places to fill
+) -> list[int]:
+    "Numbers of rows, in a new order for each pass over them, as many as are needed."
+    order: list[int] = []
+    for turn in range(-(-need // rows)):
+        order += random.Random(f"training order {seed} {turn}").sample(range(rows), rows)
+    return order[:need]
+
+
+def _order(failures: pd.DataFrame, seed: int, need: int) -> list[int]:
+    "Numbers of rows in the order of training; the tasks of a mixture take turns."
+    if "task" not in failures:
+        return _passes(len(failures), str(seed), need)
+    parts = [(f"{seed} {task}", np.flatnonzero(failures.task == task)) for task in failures.task.unique()]
+    turns = [rows[_passes(len(rows), own, -(-need // len(parts)))] for own, rows in parts]
+    return np.stack(turns, 1).ravel()[:need].tolist()
+
+# %% ../../nbs/training/grpo_config.ipynb #d0e1549b
 def training_set(
-    failures: pd.DataFrame,  # columns problem_id, problem (JSON), attempt
-    task: Task,
+    failures: pd.DataFrame,  # columns problem_id, problem (JSON), attempt; of a mixture also task
+    task: Task,  # of rows that name none
     profile: Profile,
     seed: int,  # of the run
 ) -> Dataset:
     "The failures as rows for the trainer, in a new order for each pass over them, enough for all steps."
     if not len(failures):
         raise SettingsError("no failures to train on: mine more problems or attempts (chapter 02)")
-    need = profile.max_steps * profile.batch_size // profile.num_generations
-    order: list[int] = []
-    for turn in range(-(-need // len(failures))):
-        order += random.Random(f"training order {seed} {turn}").sample(range(len(failures)), len(failures))
     rows = []
-    for i in order[:need]:
+    for i in _order(failures, seed, profile.max_steps * profile.batch_size // profile.num_generations):
         f = failures.iloc[i]
-        problem = Problem(f.problem_id, json.loads(f.problem))
-        asked = {"prompt": attempt_messages(task, problem), "attempt": f.attempt}
-        rows.append(asked | {"problem_id": f.problem_id, "problem": f.problem})
+        own = get_task(f.task) if "task" in failures else task
+        asked = {"prompt": attempt_messages(own, Problem(f.problem_id, json.loads(f.problem))), "attempt": f.attempt}
+        named = {"task": f.task, "reflection_request": own.reflection_request} if "task" in failures else {}
+        rows.append(asked | {"problem_id": f.problem_id, "problem": f.problem} | named)
     return Dataset.from_list(rows)
 
 # %% ../../nbs/training/grpo_config.ipynb #78bd873a
 def reward_functions(
     run: Run,
-    task: Task,
+    task: Task,  # of rows that name none
 ) -> list[Callable[..., list[float]]]:
     "TRL's reward functions of a run: the verifier, and what the arm pays where that is another."
     arm, verdicts, done = arm_of(run), list[bool](), (-1, 0)
 
-    def verifier(completions: list, problem_id: list[str], problem: list[str], **_: Any) -> list[float]:
+    def verifier(completions: list, problem_id: list[str], problem: list[str], **more: Any) -> list[float]:
         problems = [Problem(i, json.loads(p)) for i, p in zip(problem_id, problem, strict=True)]
-        verdicts[:] = [task.verify(p, c[0]["content"]).ok for p, c in zip(problems, completions, strict=True)]
+        tasks = [get_task(name) for name in more["task"]] if "task" in more else [task] * len(problems)
+        verdicts[:] = [t.verify(p, c[0]["content"]).ok for t, p, c in zip(tasks, problems, completions, strict=True)]
         return [float(ok) for ok in verdicts]
 
     def arm_reward(completions: list, trainer_state: Any, **_: Any) -> list[float]:
@@ -101,6 +124,15 @@ def _sampling(p: Profile) -> dict[str, Any]:
         chat_template_kwargs=None, cast_lm_head_to_fp32=p.cast_lm_head_to_fp32,
     )  # fmt: skip
 
+# %% ../../nbs/training/grpo_config.ipynb #174d1f43
+def _vllm(p: Profile) -> dict[str, Any]:
+    "Where vLLM runs."
+    return dict(
+        use_vllm=p.use_vllm, vllm_mode=p.vllm_mode, vllm_tensor_parallel_size=p.vllm_tensor_parallel_size,
+        vllm_gpu_memory_utilization=p.vllm_gpu_memory_utilization,
+        vllm_server_base_url=p.vllm_server_base_url.rstrip("/") or None, vllm_group_port=p.vllm_group_port,
+    )  # fmt: skip
+
 
 def _optimiser(p: Profile) -> dict[str, Any]:
     "Optimiser and learning rate schedule (paper, section 4.3, where published)."
@@ -115,16 +147,16 @@ def _optimiser(p: Profile) -> dict[str, Any]:
 def grpo_config(run: Run) -> R3Config:
     "The profile of a run as the trainer's configuration; `ValueError` for settings that do not go together."
     p, arm = run.profile, arm_of(run)
-    retry: dict[str, Any] = dict(retry_turn=p.retry_turn, max_retry_length=p.max_answer_tokens)
+    retry: dict[str, Any] = dict(retry_turn=p.retry_turn, max_retry_length=p.max_answer_tokens, retries=p.retries)
     accumulation = p.batch_size // (p.per_device_train_batch_size * p.processes)
     if not torch.cuda.is_available():
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")  # else "cpu:0" with several processes, which torch.load refuses
     return R3Config(
-        output_dir=str(run.training / "checkpoints"), **_objective(p), **_sampling(p), **_optimiser(p),
+        output_dir=str(run.training / "checkpoints"), **_objective(p), **_sampling(p), **_optimiser(p), **_vllm(p),
         reward_weights=None if arm.reward_fn is success_reward else [0.0, 1.0],
         max_completion_length=p.max_answer_tokens if arm.loss_on == "attempt" else p.max_reflection_tokens,
         **(retry if arm.loss_on != "attempt" else {}),
-        loss_on=arm.loss_on, shared_prefix=p.shared_prefix,
+        loss_on=arm.loss_on, shared_prefix=p.shared_prefix, success_by="task" if p.mixture else "",
         zero_variance=p.zero_variance, refill_rounds=p.refill_rounds if p.zero_variance == "refill" else 0,
         sample_steps=p.sample_steps,
         max_steps=p.max_steps, seed=run.seed, data_seed=run.seed, shuffle_dataset=False, remove_unused_columns=False,
@@ -132,9 +164,6 @@ def grpo_config(run: Run) -> R3Config:
         gradient_accumulation_steps=accumulation, steps_per_generation=accumulation,
         bf16=p.dtype == "bfloat16", fp16=False, tf32=None, use_cpu=not torch.cuda.is_available(), use_liger_kernel=False,
         gradient_checkpointing=p.gradient_checkpointing,
-        use_vllm=p.use_vllm, vllm_mode=p.vllm_mode, vllm_tensor_parallel_size=1,
-        vllm_gpu_memory_utilization=p.vllm_gpu_memory_utilization,
-        vllm_server_base_url=p.vllm_server_base_url.rstrip("/") or None, vllm_group_port=p.vllm_group_port,
         logging_steps=1, save_steps=p.save_steps, save_total_limit=2, save_only_model=False,
         report_to=[p.report_to] if p.report_to in ("trackio", "wandb") else [],  # tensorboard: see `add_curves`
         ddp_timeout=p.ddp_timeout,
@@ -164,16 +193,17 @@ def with_matched_batch(
     "The run with the batch size that it trains with; `SettingsError` if `plain_grpo` has no `r3` run to be matched with."
     if arm_of(run).loss_on != "attempt":
         return run
-    p, other = run.profile, replace(run, arm="r3")
-    manifest, mined = other.training / "manifest.json", run.failures / "summary.json"
-    if not manifest.is_file() or not mined.is_file():
+    p, manifest = run.profile, replace(run, arm="r3").training / "manifest.json"
+    mined = [r.failures / "summary.json" for r in mixture_runs(run)]
+    if not all(f.is_file() for f in (manifest, *mined)):
         raise SettingsError(
             f"arm = {run.arm}: its batch is chosen so that it generates as many tokens as arm r3 with the same seed, whose "
             f"record {manifest} is not there: train that first (--arm r3 --seed {run.seed})"
         )
-    did, summary = json.loads(manifest.read_text()), json.loads(mined.read_text())
+    did, summaries = json.loads(manifest.read_text()), [json.loads(f.read_text()) for f in mined]
     first = p.batch_size * did["steps"]  # refilling comes on top in both
     tokens = (did["reflect_tokens"] + did["retry_tokens"]) * first / (first + did.get("refilled", 0))
     multiple = math.lcm(p.num_generations, p.per_device_train_batch_size * p.processes)
-    batch = matched_batch(tokens, did["steps"], summary["tokens"] / summary["attempts"], multiple)
+    attempt = sum(s["tokens"] / s["attempts"] for s in summaries) / len(summaries)  # the tasks of a mixture in equal parts
+    batch = matched_batch(tokens, did["steps"], attempt, multiple)
     return replace(run, profile=p.model_copy(update={"batch_size": batch}))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['is_degenerate', 'repetition_counts', 'scripts', 'in_other_script', 'content_counts', 'completion_shares',
-           'TrainingStopped', 'check_health']
+           'step_metrics', 'success_by', 'TrainingStopped', 'check_health']
 
 # %% ../../nbs/training/monitoring.ipynb #fa6c0b6c
 import math
@@ -83,17 +83,57 @@ _SHARES = {
 
 
 def completion_shares(
-    counted: Mapping[str, float],  # counts of a step, with `answers`: the number of completions
+    counted: Mapping[str, float],  # counts of a step, with `texts`: the number of reflections, or of attempts
 ) -> dict[str, float | None]:
     "The columns of the log that come from counts of completions; None for what was not counted."
-    n = counted.get("answers", 0)
+    n = counted.get("texts", 0)
     return {column: counted[count] / n if n and count in counted else None for column, count in _SHARES.items()}
+
+# %% ../../nbs/training/monitoring.ipynb #18a51fcf
+_MEASURED = [
+    ("kl_float32", "kl", "kl_tokens"), ("sampling_logp_difference", "sampler_difference", "sampler_tokens"),
+    ("sampler_ratio_mean", "sampler_ratio", "sampler_rows"),
+    ("reflect_cached_share", "reflect_hits", "reflect_queries"), ("retry_cached_share", "retry_hits", "retry_queries"),
+]  # fmt: skip
+"Columns of the log that are one count divided by another: column, count, count."
+
+
+def _ratios(counted: Mapping[str, float], columns: list[tuple[str, str, str]]) -> dict[str, float | None]:
+    "One count divided by another; None where nothing was counted."
+    return {column: counted[k] / counted[n] if counted[n] else None for column, k, n in columns}
+
+# %% ../../nbs/training/monitoring.ipynb #95cf52b9
+def step_metrics(
+    counted: Mapping[str, float],  # `R3Trainer.counted`, 0 for what is not there
+    seconds: Mapping[str, float],  # `R3Trainer.seconds`
+) -> dict[str, float | None]:
+    "The metrics of a step that TRL does not have; None for means in a step without new answers (`num_iterations` above 1)."
+    means = [("retry_success", "right", "answers"), ("reflection_tokens_mean", "reflect_tokens", "texts")]
+    means += [("retry_tokens_mean", "retry_tokens", "texts")]
+    if "right_at_once" in counted:  # with several rounds
+        means += [("first_retry_success", "right_at_once", "answers"), ("rounds_mean", "texts", "answers")]
+    scored = counted["scored"] + counted["skipped"]
+    row = _ratios(counted, means)
+    row |= {"kept_share": counted["scored"] / max(scored, 1), "shared_prefix": int(counted["shared_prefix"] > 0)}
+    row |= {k: int(counted[k]) for k in ("reflect_tokens", "retry_tokens", "refilled", "forward_tokens")}
+    row |= _ratios(counted, _MEASURED)
+    spread = counted["sampler_rows"] * counted["sampler_ratio_squared"]
+    row["sampler_ess"] = counted["sampler_ratio"] ** 2 / spread if spread else None
+    return row | {f"seconds_{k}": round(seconds.get(k, 0.0), 4) for k in ("reflect", "retry", "verify")}
+
+# %% ../../nbs/training/monitoring.ipynb #28bace26
+def success_by(
+    counted: Mapping[str, float],  # with `answers: NAME` and `right: NAME` for each name
+) -> dict[str, float]:
+    "The success of a step by the values of a column of the data set, such as the task of a mixture."
+    names = [key.removeprefix("answers: ") for key in counted if key.startswith("answers: ")]
+    return {f"retry_success_{n.replace(':', '.')}": counted[f"right: {n}"] / counted[f"answers: {n}"] for n in sorted(names)}
 
 # %% ../../nbs/training/monitoring.ipynb #c8a0d475
 class TrainingStopped(RuntimeError):
     "Training was ended by a sign of trouble; the message says which, and what helps."
 
-
+# %% ../../nbs/training/monitoring.ipynb #7223993b
 def _signs(row: dict[str, Any], p: Profile) -> dict[str, str]:
     "The signs of trouble that one row of the log shows: column -> what it means and what helps."
     signs = [

@@ -34,8 +34,13 @@ def misused_options(
         "vllm_importance_sampling_correction with top_p, top_k, min_p or a penalty: vLLM's log-probabilities are those after "
         "the cut, the trainer's are not, so that the gradient would vanish with length; switch the correction off": corrects
         and (c.top_p < 1 or (c.top_k or 0) > 0 or c.min_p is not None or c.repetition_penalty != 1 or bool(c.generation_kwargs)),
-        "retry_turn and max_retry_length are ignored with loss_on = 'attempt', which has no retry": c.loss_on == "attempt"
-        and (c.retry_turn, c.max_retry_length) != ("question", 256),
+        "retry_turn, max_retry_length and retries are ignored with loss_on = 'attempt' (arm plain_grpo), which has no retry": (
+            c.loss_on == "attempt" and (c.retry_turn, c.max_retry_length, c.retries) != ("question", 256, 1)
+        ),
+        f"retries = {c.retries}: at least one": c.retries < 1,
+        "vllm_tensor_parallel_size is ignored unless vLLM runs in the training processes (use_vllm, vllm_mode = 'colocate')": (
+            c.vllm_tensor_parallel_size > 1 and not (c.use_vllm and c.vllm_mode == "colocate")
+        ),
         "remove_unused_columns would take away the failed attempts": c.remove_unused_columns,
     }
     return [sentence for sentence, holds in rules.items() if holds]
@@ -48,6 +53,8 @@ class R3Config(GRPOConfig):
     loss_on: str = "reflection"  # see `LOSS_ON`
     retry_turn: str = "question"  # the user's turn before the retry: "question" asks the original question again; else this text
     max_retry_length: int = 256  # tokens of a retry at most
+    retries: int = 1  # rounds of reflection and retry at most, until a retry is right; 1 is the paper's
+    success_by: str = ""  # column of the data set for whose values success is logged, as the task of a mixture; "": none
     shared_prefix: bool = True  # run the prompt of a group once for all its completions, where the model allows it
     zero_variance: str = "keep"  # see `ZERO_VARIANCE`
     refill_rounds: int = 0  # further batches that "refill" samples in a step at most

@@ -131,7 +131,7 @@ def doctor_run(
     hosted = p.source != "generate" and ":" not in p.task and not Path(p.source).exists()
     own: dict[str, Any] = {"source": "generate"} if hosted else {}
     own |= {"model": str(model), "revision": "", "train_size": groups, "test_size": 1, "max_steps": STEPS, "save_steps": SAVED}
-    own |= {"sample_steps": 1, "report_to": "none", "zero_variance": "keep", "num_iterations": 1}
+    own |= {"sample_steps": 1, "report_to": "none", "zero_variance": "keep", "num_iterations": 1, "mixture": ()}
     return Run(p.model_copy(update=own), "random_reward", run.seed, root)
 
 

@@ -35,7 +35,7 @@ def sampled(run: Path) -> list[dict[str, Any]]:
         texts = [s["reflection"] for s in batch]
         leaked = [leaks_answer(task, p, t) for p, t in zip(problems, texts, strict=True)]
         counts = content_counts(prompts, texts, leaked) | repetition_counts([p.id for p in problems], texts)
-        rows.append({"step": step} | completion_shares({"answers": len(batch)} | counts))
+        rows.append({"step": step} | completion_shares({"texts": len(batch)} | counts))
     return rows
 
 
@@ -76,7 +76,7 @@ def test_there_are_healthy_runs_to_look_at() -> None:
 def test_reflections_in_another_script_stop_a_run() -> None:
     prompts = [[{"role": "user", "content": "Reflect on what went wrong."}]] * 4
     texts = ["我把数字七用了两次。", "我算错了。", "Я ошибся.", "I used seven twice."]
-    row = {"step": 1} | completion_shares({"answers": 4} | content_counts(prompts, texts))
+    row = {"step": 1} | completion_shares({"texts": 4} | content_counts(prompts, texts))
     assert row["other_script_share"] == 0.75 and "script" in str(stopped([row], limits(stop_after=1)))
     assert stopped([row], limits(stop_after=1, stop_other_script=1)) is None
 

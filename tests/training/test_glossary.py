@@ -7,6 +7,7 @@ from collections import defaultdict
 from support import REPOSITORY
 
 from r3_repro.training.callbacks import _FROM_TRL, log_row
+from r3_repro.training.monitoring import completion_shares, step_metrics, success_by
 
 
 def glossary() -> dict[str, str]:
@@ -18,8 +19,14 @@ def glossary() -> dict[str, str]:
 
 
 def test_every_column_is_explained_and_no_other() -> None:
-    columns = log_row({}, defaultdict(float), {}, 0.0, 1.0)
-    assert sorted(glossary()) == sorted(columns)
+    counted = defaultdict(float, {"right_at_once": 1, "answers: TASK": 1, "right: TASK": 1})  # all that can be counted
+    own = step_metrics(counted, {}) | completion_shares(counted) | success_by(counted)
+    assert sorted(glossary()) == sorted(log_row({}, own, 0.0, 1.0))
+
+
+def test_one_round_of_one_task_logs_what_it_always_did() -> None:
+    plain, more = step_metrics(defaultdict(float), {}), step_metrics(defaultdict(float, right_at_once=1), {})
+    assert sorted(more.keys() - plain.keys()) == ["first_retry_success", "rounds_mean"]
 
 
 def test_names_in_trl_are_those_that_the_log_is_read_from() -> None:

@@ -17,10 +17,13 @@ from r3_repro.training.train import build_trainer
 ROWS, GROUP, MICRO, BETA, EPSILON = 32, 8, 8, 0.04, 0.05
 REWARDS = [1.0, 0, 0, 0, 1, 0, 0, 0] + [0.0] * 8 + [1.0, 1, 0, 1] * 2 + [1.0] * 8
 "Of four groups: mixed, all wrong, mixed, all right."
+AT_ONCE = [1.0] + [0.0] * 15 + [1.0, 0, 0, 1] * 2 + [1.0, 0] * 4
+"With two rounds: the verdicts of the first retries."
 
 CASES = [
     ("r3", {}), ("r3", {"shared_prefix": False}), ("r3", {"loss_type": "grpo"}), ("r3", {"zero_variance": "skip"}),
     ("all_tokens", {}), ("plain_grpo", {"loss_type": "grpo"}), ("random_reward", {}),
+    ("r3", {"retries": 2}), ("r3", {"retries": 2, "loss_type": "grpo", "shared_prefix": False}), ("all_tokens", {"retries": 2}),
 ]  # fmt: skip
 
 
@@ -83,9 +86,9 @@ def test_loss_gradient_and_second_step_are_those_of_grpo_by_hand(arm: str, how: 
         "per_device_train_batch_size": MICRO,
         "num_iterations": 2,
     }
-    run = open_run("smoke", arm=arm, root=tmp_path, **(like | {"save_steps": 2} | how))
+    run = open_run("smoke", arm=arm, root=str(tmp_path), **(like | {"save_steps": 2} | how))
     trainer, base = build_trainer(run, failures()), model_path(run.profile)
-    rewarded(trainer, REWARDS)
+    rewarded(trainer, AT_ONCE + REWARDS if run.profile.retries > 1 else REWARDS)
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = ROWS // MICRO
     with torch.no_grad():  # the policy has moved away from its reference
@@ -97,7 +100,8 @@ def test_loss_gradient_and_second_step_are_those_of_grpo_by_hand(arm: str, how: 
         m.load_state_dict(trainer.model.state_dict())
     optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-3) for m in (trainer.model, policy)]
     inputs = [trainer.train_dataset[i // GROUP] for i in range(ROWS)]
-    hand = advantages_of(REWARDS)
+    hand, texts, last_answers = advantages_of(REWARDS), [], trainer._count_answers
+    trainer._count_answers = lambda prompts, answers, ok: (texts.append(answers.said), last_answers(prompts, answers, ok))
     for iteration in range(2):  # in the second, the ratio of probabilities is not 1, and is clipped
         losses = []
         for k in range(ROWS // MICRO):
@@ -110,6 +114,8 @@ def test_loss_gradient_and_second_step_are_those_of_grpo_by_hand(arm: str, how: 
             losses.append((loss.item(), by_hand.item()))
         with torch.no_grad():
             ratios = [(log_probs(policy, row) - log_probs(old, row)).exp() for row in trainer._buffered_inputs]
+        if run.profile.retries > 1:  # rewarded after one reflection and after two, and not rewarded after two
+            assert {(len(said), r) for said, r in zip(texts[0], REWARDS, strict=True)} == {(1, 1.0), (2, 1.0), (2, 0.0)}
         assert (iteration == 1) == any(bool(((r - 1).abs() > EPSILON).any()) for r in ratios)
         ours, expected = gradient(trainer.model), gradient(policy)
         assert losses == [pytest.approx((b, b), rel=1e-4, abs=2e-6) for _, b in losses]
