@@ -13,7 +13,14 @@ The names that a script or a notebook needs most; each is imported from its modu
 """
 
 import importlib
+import sys
 from typing import Any
+
+if sys.argv[:1] == ["-m"]:  # Python is looking for the module that it was asked to run
+    _asked = next((b if a == "-m" else a[2:] for a, b in zip(sys.orig_argv, [*sys.orig_argv[1:], ""]) if a[:2] == "-m"), "")
+    if _asked.startswith("r3_repro.") and _asked != "r3_repro.__main__":
+        sys.stderr.write(f"r3_repro: {_asked} is no command but a module to import; r3-repro --help names the commands\n")
+        raise SystemExit(2)
 
 __version__ = "0.1.0"
 

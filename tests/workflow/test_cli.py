@@ -1,5 +1,8 @@
 """The command line: what it says, and how it ends."""
 
+import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +54,12 @@ def test_a_stage_takes_the_options_that_name_a_run(name: str) -> None:
         (["train", "--arm", "r4"], "unknown arm 'r4'"),
         (["train", "--set", "kl=0.1"], "is called 'beta' now"),
         (["train", "--set", "top_p=2"], "top_p"),
+        (["train", "--seed", "-1"], "seed = -1 is not a whole number from 0 to 4294967295"),
+        (["train", "--seed", "5000000000"], "seed = 5000000000 is not a whole number"),
+        (["study", "--seeds", "0 -1"], "seed = -1 is not a whole number"),
+        (["submit", "--seeds", "4294967296"], "seed = 4294967296 is not a whole number"),
+        (["mine", "--set", "temperature=0"], "modes = greedy"),
+        (["mine", "--model", "."], "lacks config.json"),
         (["results", "--profile", "smoke", "--root", "no-such-root"], "no episodes under"),
         (["figures", "--root", "no-such-root"], "nothing to make"),
         (["plan", "--model", "Qwen/Qwen2.5-7B-Instruct", "--set", "sharding=none"], "it would fit with any of these"),
@@ -73,6 +82,20 @@ def test_a_mistake_of_the_user_is_one_message_and_exit_code_2(args: list[str], s
         (["mine", "--sede", "3"], "No such option"),
         (["mien"], "No such command"),
         (["study", "--seeds", "0 x"], "numbers are wanted"),
+        (["study", "--seeds", ""], "numbers are wanted"),
+        (["study", "--seeds", "1 0 1"], "a seed is there twice"),
+        (["submit", "--seeds", " "], "numbers are wanted"),
+        (["submit", "--gpus-per-node", "0"], "greater than or equal to 1"),
+        (["study", "--jobs", "-1"], "greater than or equal to 0"),
+        (["plan", "--prompt-tokens", "0"], "greater than or equal to 1"),
+        *(
+            (["plan", f"--{o}", v], f"{v} is not a number above 0")
+            for o in ("gpu-memory", "host-memory", "disk")
+            for v in ("nan", "-1", "0")
+        ),
+        *((["plan", "--price", v], f"{v} is not a number of at least 0") for v in ("nan", "-1")),
+        *((["mine", "--seconds", v], f"{v} is not a number above 0") for v in ("nan", "-1", "0")),
+        *((["doctor", "--limit", v], f"{v} is not a number above 0") for v in ("nan", "-1")),
         (["tiny-world", "--recipe", "stepz=3"], "the recipe has no 'stepz'"),
     ],
 )
@@ -110,3 +133,97 @@ def test_the_shell_can_complete(shell: str) -> None:
         [str(Path(sys.executable).with_name("r3-repro"))], env=env, capture_output=True, text=True, timeout=patience(60)
     )
     assert done.returncode == 0 and "r3" in done.stdout.lower(), done.stderr
+
+
+# ── What is written about commands ─────────────────────────────────────────────────────────────────────────────────
+
+
+def written() -> dict[str, str]:
+    "What a reader may type: texts of the repository by path, of notebooks their cells; the changelog names what was."
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no clone: {done.stderr.strip()}")
+    kinds, texts = (".md", ".py", ".ipynb", ".sh", ".sbatch", ".yaml", ".yml", ".ini", ".toml"), {}
+    for name in done.stdout.split("\0"):
+        file = REPOSITORY / name
+        if name.startswith(("results/", "tests/", "r3_repro/")) or name == "CHANGELOG.md" or not file.is_file():
+            continue
+        if name.endswith(kinds) or file.name in ("Makefile", "Dockerfile"):
+            text = file.read_text()
+            cells = json.loads(text)["cells"] if name.endswith(".ipynb") else []
+            texts[name] = "\n".join("".join(c["source"]) for c in cells) if cells else re.sub(r'"[$][^"]*"', "X", text)
+    return texts
+
+
+def mistakes(text: str) -> list[str]:
+    "Commands in a text that there are not, or that lack an option that they are written with."
+    out = re.findall(r"-m\s*r3_repro\.[\w.]+", text)
+    for line in re.findall(r"(?:r3-repro|-m r3_repro) ([^`\n\"'|;#&)\\]+)", text):
+        name, *words = line.split()
+        if not re.fullmatch(r"[a-z][a-z-]*", name):
+            continue  # an option, a variable, a file
+        command = get_command(cli.app).commands.get(name)  # type: ignore[attr-defined]
+        known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} if command else set()
+        own = words[: words.index("--")] if "--" in words else words
+        options = [word.partition("=")[0].rstrip(".,:") for word in own if re.match(r"--?[a-z]", word)]
+        out += (
+            [f"r3-repro {name}"]
+            if not command
+            else [f"r3-repro {name} {o}" for o in options if o not in {*known, "-h", "--help"}]
+        )
+    return out
+
+
+def test_every_command_that_is_written_down_exists() -> None:
+    texts = written()
+    assert {"README.md", "Makefile", "cluster/sky.yaml", "nbs/workflow/cli.ipynb"} <= texts.keys()
+    assert sum(text.count("r3-repro ") for text in texts.values()) > 60
+    assert {name: found for name, text in texts.items() if (found := mistakes(text))} == {}
+    told = "`r3-repro result`; r3-repro mine --seeds 3; python -m r3_repro.results; `r3-repro plan --price 2 -- --partition=x`"
+    assert mistakes(told) == ["-m r3_repro.results", "r3-repro result", "r3-repro mine --seeds"]
+
+
+@pytest.mark.parametrize("name", ["config", "analysis.results", "workflow.cli", "runs", "no_such", "tasks.base"])
+def test_a_module_that_is_run_says_that_it_is_no_command(name: str) -> None:
+    "It ended silently with 0, and nothing was done."
+    for line in (["-m", f"r3_repro.{name}"], ["-X", "utf8", f"-mr3_repro.{name}", "-m", "x"]):
+        done = subprocess.run([sys.executable, *line], capture_output=True, text=True, timeout=patience(60))
+        assert done.returncode == 2 and not done.stdout
+        assert (
+            done.stderr
+            == f"{ERROR_PREFIX}r3_repro.{name} is no command but a module to import; r3-repro --help names the commands\n"
+        )
+
+
+@pytest.mark.parametrize(
+    "line", [["-m", "r3_repro.__main__", "--help"], ["-c", "import r3_repro.config", "-m", "r3_repro.config"]]
+)
+def test_what_is_not_run_as_a_module_is_not_refused(line: list[str]) -> None:
+    done = subprocess.run([sys.executable, *line], capture_output=True, text=True, timeout=patience(60))
+    assert done.returncode == 0, done.stderr
+
+
+def test_threads_do_not_spin_and_torch_is_not_loaded_before_that_is_said() -> None:
+    "OpenMP reads it when torch is loaded."
+    code = "import os, sys\nfrom r3_repro.workflow import cli\n"
+    code += "def first(name, globals=None, locals=None, fromlist=(), level=0):\n"
+    code += "    if name.partition('.')[0] == 'torch' and not seen:\n        seen.append(os.environ.get('OMP_WAIT_POLICY'))\n"
+    code += "    return real(name, globals, locals, fromlist, level)\n"
+    code += "import builtins\nseen, real, builtins.__import__ = [], builtins.__import__, first\n"
+    code += "try:\n    cli.app(['train', '--profile', 'tiny', '--set', 'dtype=bfloat16'], prog_name='r3-repro')\n"
+    code += "except SystemExit:\n    pass\nprint(seen)"
+    env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    for given, said in ({}, "['passive']"), ({"OMP_WAIT_POLICY": "active"}, "['active']"):
+        done = subprocess.run([sys.executable, "-c", code], env=env | given, capture_output=True, text=True, timeout=patience(60))
+        assert done.stdout.strip() == said, done.stderr
+
+
+@pytest.mark.parametrize("name", ["R3_HOME", "R3_ROOT", "R3_SETTINGS"])
+def test_variables_that_name_folders_are_absolute_for_what_is_started(name: str, tmp_path: Path) -> None:
+    code = "import os\nfrom r3_repro.workflow import cli\n"
+    code += f"cli.app(['plan', '--help'], standalone_mode=False)\nprint(os.environ['{name}'])"
+    for given, means in ("a/b", tmp_path / "a/b"), ("~/b", Path.home() / "b"), ("../x", tmp_path.parent / "x"):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {name: given}, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.stdout.splitlines()[-1] == str(means), done.stderr
