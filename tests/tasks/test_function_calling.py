@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from support import DATA
 
 from r3_repro.tasks.base import get_task
@@ -110,10 +111,13 @@ def test_what_is_loaded_has_the_promised_shape(path: str) -> None:
         assert TASK.prompt(p) == p.data["query"] and p.data["query"].strip()
 
 
+ANYTHING = ("enum", "default", "format", "minimum", "maximum", "minItems", "maxItems", "pattern", "example")  # kept as they are
+
+
 def check_schema(schema: dict) -> None:
-    "A normalised schema uses JSON schema's types alone, and requires only what is there."
-    assert schema.get("type") in (None, "string", "integer", "number", "boolean", "array", "object")
-    assert set(schema.get("required", [])) <= set(schema.get("properties", {}))
+    "A normalised schema is JSON schema, and requires only what is there."
+    Draft202012Validator.check_schema({k: v for k, v in schema.items() if k not in ANYTHING})
+    assert set(schema.get("required", [])) <= set(schema.get("properties", schema.get("required", [])))
     for inner in [*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])]:
         check_schema(inner)
 
@@ -236,6 +240,7 @@ BROKEN: list[tuple[Any, str, str]] = [
     ('{"query": "a", "query": "b"}', "duplicate_key", "the key 'query' is there twice"),
     (ROW | {"answers": '[{"name": "f", "arguments": {"x": 5, "x": 6}}]'}, "duplicate_key", "answers: the key 'x'"),
     (ROW | {"tools": '[{"name": "f", "name": "g"}]'}, "duplicate_key", "tools: the key 'name'"),
+    (ROW | {"tools": [TOOL | {"parameters": SCHEMA | {"properties": {"x": {"$ref": "#/$defs/X"}}}}]}, "broken_reference", "f: "),
     (without(ROW, "query"), "missing_field", "no query among id, tools, answers"),
     (without(ROW, "answers"), "missing_field", "no answers"),
     (ROW | {"tools": None}, "missing_field", "no tools"),
@@ -438,8 +443,10 @@ TYPES: list[tuple[Any, dict, bool]] = [  # declared, schema, may be left out
     ("int or float", {"type": "number"}, False),
     ("any", {}, False),
     ("Any, optional", {}, True),
-    (["string", "null"], STR, True),
-    (["string", "integer"], {}, False),
+    (["string", "null"], {"type": ["string", "null"]}, True),
+    (["string", "integer"], {"type": ["string", "integer"]}, False),
+    (["integer", "number"], {"type": "number"}, False),
+    (["dict"], {"type": "object"}, False),
     ("Union[int, int]", INT, False),
     ("List[None]", {"type": "array"}, False),
     ("None", {}, False),

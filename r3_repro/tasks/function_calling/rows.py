@@ -13,7 +13,18 @@ from collections.abc import Iterable
 from typing import Any
 
 from r3_repro.tasks.base import Problem
-from r3_repro.tasks.function_calling.schema import LONGEST, Unusable, contradictions, get_field, make_tools, plain
+from r3_repro.tasks.function_calling.schema import (
+    LONGEST,
+    Unusable,
+    argument_schema,
+    contradictions,
+    get_field,
+    make_tools,
+    part,
+    plain,
+    types_of,
+    values_of,
+)
 from r3_repro.tasks.sources import BrokenJSON
 from r3_repro.utils.hashing import digest
 
@@ -21,6 +32,7 @@ from r3_repro.utils.hashing import digest
 REASONS = {
     "malformed_json": "not JSON (or not UTF-8, or NaN, infinity, half a surrogate pair): the row, its tools or its answers",
     "duplicate_key": "an object names the same key twice: which one counts is anybody's guess",
+    "broken_reference": "a `$ref` of a tool that leads nowhere in its parameters, or to nothing but itself",
     "missing_field": "neither query, tools, answers (xLAM) nor question, function (BFCL) are all there",
     "wrong_shape": "a field is not what the schema says, such as tools that are no list of objects with a name",
     "too_long": "longer or more deeply nested than any honest row",
@@ -41,8 +53,10 @@ REASONS = {
 NOTES = {
     "unknown_type": "a declared type that is none of the known ones: taken as any",
     "unknown_required": "a name in the list of required parameters that is not among the parameters: dropped",
+    "dropped_keyword": "a keyword of a parameter that JSON Schema does not have: dropped",
     "default_type": "a default that contradicts the declared type: kept",
     "argument_type": "an argument of another type than declared, such as 500 for a string: kept",
+    "null_argument": "an argument that is null, as columnar files fill in for one that is left out: kept",
     "outside_enum": "an argument that is not among the values listed for it: kept",
     "same_name": "tools of the same name: kept as they are",
     "unknown_alternative": "a parameter that the tool does not take, and that may be left out (BFCL): dropped",
@@ -61,6 +75,26 @@ def _called(name: str, tools: list[dict[str, Any]]) -> dict[str, Any]:
     return found[0]
 
 # %% ../../../nbs/tasks/function_calling/rows.ipynb #e96471c3
+def _odd_argument(
+    where: str,  # tool and parameter
+    value: Any,
+    schema: Any,  # of the parameter
+    notes: Counter[tuple[str, str]],  # as in `check_call`
+) -> None:
+    "Note what is odd about an argument; raises `Unusable` if it is a list or an object but should not be, or vice versa."
+    for c in contradictions(value, schema):
+        if ":" not in c:  # about the argument itself, not a value in it
+            declared, _, kind = c.partition(" given as ")
+            if kind in ("array", "object") or set(declared.split(" or ")) - {"null"} <= {"array", "object"}:
+                raise Unusable("wrong_type", f"{where}: {c}")
+        notes["argument_type", c] += 1
+    if value is None and "null" not in types_of(schema):
+        notes["null_argument", plain(where, 80)] += 1
+    listed = values_of(schema)
+    if listed is not None and not isinstance(value, list) and value not in listed:
+        notes["outside_enum", plain(f"{where}: {json.dumps(value, ensure_ascii=False)}", 80)] += 1
+
+
 def check_call(
     call: dict[str, Any],  # {"name": …, "arguments": {…}}
     tools: list[dict[str, Any]],  # in the shape of `make_tools`
@@ -69,18 +103,13 @@ def check_call(
     "Raise `Unusable` if a call contradicts the tools."
     name, arguments = call["name"], call["arguments"]
     parameters = _called(name, tools)
-    if unknown := [p for p in arguments if p not in parameters["properties"]]:
-        raise Unusable("unknown_parameter", f"{name} does not take {', '.join(unknown)}")
+    if unknown := [p for p in arguments if argument_schema(p, parameters) is None]:
+        padding = " (null, as columnar files fill in what is left out)" if all(arguments[p] is None for p in unknown) else ""
+        raise Unusable("unknown_parameter", f"{name} does not take {', '.join(unknown)}{padding}")
     if missing := [p for p in parameters["required"] if p not in arguments]:
         raise Unusable("missing_required", f"{name} needs {', '.join(missing)}")
     for p, value in arguments.items():
-        schema = parameters["properties"][p]
-        for c in contradictions(value, schema):
-            if ":" not in c and ("array" in c or "object" in c):  # about the argument itself, not a value in it
-                raise Unusable("wrong_type", f"{name}, {p}: {c}")
-            notes["argument_type", c] += 1
-        if isinstance(schema.get("enum"), list) and not isinstance(value, list) and value not in schema["enum"]:
-            notes["outside_enum", plain(f"{name}, {p}: {json.dumps(value, ensure_ascii=False)}", 80)] += 1
+        _odd_argument(f"{name}, {p}", value, argument_schema(p, parameters), notes)
 
 # %% ../../../nbs/tasks/function_calling/rows.ipynb #e12dd6cb
 def make_calls(answers: Any) -> list[dict[str, Any]]:
@@ -113,10 +142,10 @@ def _first_accepted(accepted: Any, schema: dict[str, Any], required: bool) -> An
 def _one_of(value: Any, schema: dict[str, Any]) -> Any:
     "An accepted value, with one value chosen for each key of its objects."
     if isinstance(value, list):
-        return [_one_of(v, schema.get("items", {})) if isinstance(v, dict) else v for v in value]
+        return [_one_of(v, part(schema, "items")) if isinstance(v, dict) else v for v in value]
     if not isinstance(value, dict):
         return value
-    inner, needed = schema.get("properties", {}), schema.get("required", [])
+    inner, needed = part(schema, "properties"), schema.get("required", [])
     chosen = {k: _first_accepted(v, inner.get(k, {}), k in needed) for k, v in value.items()}
     return {k: v for k, v in chosen.items() if v is not _LEFT_OUT}
 
