@@ -12,6 +12,7 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,10 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig
 
-from r3_repro.arms import ARMS, Arm, success_reward
+from r3_repro.arms import ARMS, Arm, Judged, success_reward
 from r3_repro.config import Profile, one_of
 from r3_repro.runs.layout import Run, mixture_runs
-from r3_repro.tasks.base import Problem, Task, attempt_messages, get_task
+from r3_repro.tasks.base import Message, Problem, Task, attempt_messages, get_task, leaks_answer
 from r3_repro.training.r3_config import R3Config
 from r3_repro.utils.errors import SettingsError
 
@@ -80,6 +81,14 @@ def training_set(
         rows.append(asked | {"problem_id": f.problem_id, "problem": f.problem} | named)
     return Dataset.from_list(rows)
 
+# %% ../../nbs/training/grpo_config.ipynb #ce3fe783
+def _leaked(task: Task, prompts: list[list[Message]], row: dict[str, list[Any]]) -> list[bool]:
+    "Whether a reflection before each retry contains the right answer; the model's turns are attempt, reflection, retry, …"
+    tasks = [get_task(name) for name in row["task"]] if "task" in row else [task] * len(prompts)
+    problems = [Problem(i, json.loads(p)) for i, p in zip(row["problem_id"], row["problem"], strict=True)]
+    said = [[m["content"] for m in talk if m["role"] == "assistant"][1::2] for talk in prompts]
+    return [any(leaks_answer(t, p, text) for text in some) for t, p, some in zip(tasks, problems, said, strict=True)]
+
 # %% ../../nbs/training/grpo_config.ipynb #78bd873a
 def reward_functions(
     run: Run,
@@ -94,12 +103,14 @@ def reward_functions(
         verdicts[:] = [t.verify(p, c[0]["content"]).ok for t, p, c in zip(tasks, problems, completions, strict=True)]
         return [float(ok) for ok in verdicts]
 
-    def arm_reward(completions: list, trainer_state: Any, **_: Any) -> list[float]:
+    def arm_reward(prompts: list, completions: list, trainer_state: Any, **row: Any) -> list[float]:
         nonlocal done  # a step, and how many of its answers were paid so far in all processes: refilled batches come later
-        state, step, n = PartialState(), trainer_state.global_step, len(completions)
+        state, step, n, p = PartialState(), trainer_state.global_step, len(completions), run.profile
         before = done[1] if done[0] == step else 0
         done = (step, before + n * state.num_processes)
-        return arm.reward_fn(verdicts, run.profile.random_reward_p, run.seed, step, before + n * state.process_index)
+        leaked = partial(_leaked, task, prompts, row)
+        first = before + n * state.process_index
+        return arm.reward_fn(Judged(verdicts, p.num_generations, run.seed, step, first, leaked, p.random_reward_p))
 
     return [verifier] if arm.reward_fn is success_reward else [verifier, arm_reward]
 
@@ -200,7 +211,7 @@ def with_matched_batch(
             f"arm = {run.arm}: its batch is chosen so that it generates as many tokens as arm r3 with the same seed, whose "
             f"record {manifest} is not there: train that first (--arm r3 --seed {run.seed})"
         )
-    did, summaries = json.loads(manifest.read_text()), [json.loads(f.read_text()) for f in mined]
+    did, summaries = json.loads(manifest.read_text("utf-8")), [json.loads(f.read_text("utf-8")) for f in mined]
     first = p.batch_size * did["steps"]  # refilling comes on top in both
     tokens = (did["reflect_tokens"] + did["retry_tokens"]) * first / (first + did.get("refilled", 0))
     multiple = math.lcm(p.num_generations, p.per_device_train_batch_size * p.processes)
