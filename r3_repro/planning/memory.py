@@ -35,7 +35,7 @@ LENGTHS = {"countdown": Lengths(170, 200, 300, 150), "function_calling": Lengths
 TEMPLATE_TOKENS = 40
 "Tokens that the chat template and the two requests add to a conversation, about, at most."
 
-
+# %% ../../nbs/planning/memory.ipynb #60517c9b
 def lengths_of(
     p: Profile,
     **given: int | None,  # fields of `Lengths`; None = as assumed
@@ -161,7 +161,7 @@ class MicroBatch:
             return self.rows * (self.prompt + self.completion) ** 2
         return self.prompts * (self.prompt - 1) ** 2 + self.rows * (self.completion + 1) * (self.prompt + self.completion)
 
-
+# %% ../../nbs/planning/memory.ipynb #877f76e8
 def micro_batch(
     p: Profile,
     prompt: int,  # tokens before each completion

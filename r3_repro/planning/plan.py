@@ -198,6 +198,20 @@ def split_groups(p: Profile, s: Shape, tok: Lengths, m: Machine) -> list[str]:
         f"an update takes {now:.1f} s, and {then:.1f} with --set per_device_train_batch_size={group}"
     ]
 
+# %% ../../nbs/planning/plan.ipynb #2e4983b3
+def _room_line(p: Profile, s: Shape) -> str:
+    "Main memory and disk, on a single machine."
+    need = room_needed(p, s)
+    return (
+        f"Main memory: {need.loading / GIB:.1f} GiB while weights are loaded, {need.saving / GIB:.1f} at the end, and about "
+        f"{need.programs / GIB:.0f} for the programs. Disk: {need.disk / GIB:.1f} GiB (checkpoints of "
+        f"{need.checkpoint / GIB:.1f}, at most three at a time), then {need.model / GIB:.1f} for each trained model"
+    )
+
+
+def _table(rows: pd.DataFrame, form: str = ",.1f") -> str:
+    return rows.to_markdown(index=False, floatfmt=form, intfmt=",")
+
 # %% ../../nbs/planning/plan.ipynb #af030772
 def _training_lines(p: Profile, s: Shape, tok: Lengths, m: Machine) -> list[str]:
     "Batch, memory and step of a training run."
@@ -216,20 +230,6 @@ def _training_lines(p: Profile, s: Shape, tok: Lengths, m: Machine) -> list[str]
         f"In all {total / GIB:.1f} of {m.memory:g} GiB: what is held always, and the phase '{worst}'", _room_line(p, s),
         f"A step: {sum(step.values()):.1f} s ({each}); 100 steps: {hundred:.1f} GPU hours", *split_groups(p, s, tok, m),
     ]  # fmt: skip
-
-
-def _room_line(p: Profile, s: Shape) -> str:
-    "Main memory and disk, on a single machine."
-    need = room_needed(p, s)
-    return (
-        f"Main memory: {need.loading / GIB:.1f} GiB while weights are loaded, {need.saving / GIB:.1f} at the end, and about "
-        f"{need.programs / GIB:.0f} for the programs. Disk: {need.disk / GIB:.1f} GiB (checkpoints of "
-        f"{need.checkpoint / GIB:.1f}, at most three at a time), then {need.model / GIB:.1f} for each trained model"
-    )
-
-
-def _table(rows: pd.DataFrame, form: str = ",.1f") -> str:
-    return rows.to_markdown(index=False, floatfmt=form, intfmt=",")
 
 # %% ../../nbs/planning/plan.ipynb #56101796
 def _assumptions(p: Profile, tok: Lengths, m: Machine) -> str:

@@ -80,7 +80,7 @@ def gpus() -> list[Gpu]:
     "The GPUs that the driver sees; empty without a driver."
     try:
         said = subprocess.run(
-            [*NVIDIA_SMI, "--query-gpu=name,driver_version,memory.total,memory.used"], capture_output=True, text=True
+            [*NVIDIA_SMI, "--query-gpu=name,driver_version,memory.total,memory.used"], capture_output=True, encoding="utf-8"
         )
     except FileNotFoundError:
         return []
@@ -142,7 +142,7 @@ def package_clashes() -> list[str]:
 def _other_versions() -> list[str]:
     "Versions that differ from those which the committed results were made with; empty outside of a clone."
     home = clone_folder()
-    pins = (home / "constraints.txt").read_text().splitlines() if home and (home / "constraints.txt").is_file() else []
+    pins = (home / "constraints.txt").read_text("utf-8").splitlines() if home and (home / "constraints.txt").is_file() else []
     known = dict(line.split("#")[0].strip().split("==") for line in pins if "==" in line)
     there = {name: installed(name) for name in _LOOKED_AT if name in known}
     return [f"{n} {v} (there: {known[n]})" for n, v in there.items() if v and v.partition("+")[0] != known[n]]
@@ -210,7 +210,7 @@ def _check_access(kind: str, name: str) -> Finding:
         return Finding(what, "problem", f"the hub has no revision {revision!r} of it", "check the setting revision")
     return Finding(what, "ok", f"may be read, commit {(commit or 'unknown')[:8]}")
 
-
+# %% ../../nbs/workflow/doctor.ipynb #56467b28
 def check_hub(p: Profile) -> list[Finding]:
     "Whether model and data can be had."
     names = _hub_names(p)
@@ -227,7 +227,7 @@ def own_weights(p: Profile) -> Path | None:
     if folder is None or not (folder / "config.json").is_file():
         return None
     index, there = folder / "model.safetensors.index.json", {f.name for f in folder.glob("*.safetensors")}
-    wanted = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    wanted = set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index.is_file() else set()
     return folder if there and wanted <= there else None
 
 # %% ../../nbs/workflow/doctor.ipynb #041437be
@@ -298,7 +298,7 @@ def check_plan(p: Profile, s: Shape, m: Machine) -> list[Finding]:
         Finding("plan", "ok", f"{planned_step(p, s, lengths_of(p), m).gpu_gib:.1f} of {m.memory:.1f} GiB on each GPU")
     ]
 
-
+# %% ../../nbs/workflow/doctor.ipynb #dfc6fc63
 def check_own_prompts(p: Profile, found: list[Finding], own: Path | None, context: int, problems: list[Problem]) -> list[Finding]:
     "`check_prompts` with the model's own tokenizer, from its folder, or from the hub if `found` says that it may be read."
     own = own or model_folder(p.model)
@@ -325,6 +325,11 @@ class Report:
         return sum(f.state == "problem" for f in self.findings)
 
 
+def _texts(p: Profile, problems: list[Problem]) -> list[str]:
+    "All texts of the prompts of some problems."
+    return [text for q in problems for m in attempt_messages(get_task(p.task), q) for text in m.values()]
+
+# %% ../../nbs/workflow/doctor.ipynb #8acb9d0a
 def examine(
     run: Run,  # as the options name it
     limit: float = 900.0,  # seconds that the steps may take
@@ -342,8 +347,7 @@ def examine(
         small = doctor_run(run, own or made, scratch)
         problems = load_split(small, "train")
         if own is None:
-            texts = [text for q in problems for m in attempt_messages(get_task(p.task), q) for text in m.values()]
-            write_shape(p, texts, made)
+            write_shape(p, _texts(p, problems), made)
         settings = check_settings(small)
         found += settings + check_own_prompts(p, found, own, shape.context, problems)
         if any(f.state == "problem" and "train" in f.what for f in settings):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'EMPTY', 'STEPS', 'SAVED', 'NVIDIA_SMI', 'word_tokenizer', 'sample_only', 'write_shape',
-           'write_random_weights', 'doctor_run', 'planned_failures', 'is_gone', 'family', 'kill_tree', 'occupied',
-           'started', 'gpu_memory', 'most_memory', 'Measured', 'measure_steps', 'Expected', 'planned_step',
-           'measured_lengths', 'steps_table', 'Finding', 'advice', 'Trial', 'try_steps']
+           'write_random_weights', 'doctor_run', 'planned_failures', 'is_gone', 'family', 'occupied', 'kill_tree',
+           'started', 'gpu_memory', 'most_memory', 'measure_steps', 'Expected', 'planned_step', 'measured_lengths',
+           'steps_table', 'Finding', 'advice', 'Trial', 'try_steps']
 
 # %% ../../nbs/workflow/trial_steps.ipynb #e88d0842
 import contextlib
@@ -26,9 +26,9 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from r3_repro.config import Profile, model_folder
-from r3_repro.data import load_split
-from r3_repro.engines.chat import load_tokenizer, render
+from ..config import Profile, model_folder
+from ..data import load_split
+from ..engines.chat import load_tokenizer, render
 from r3_repro.planning.memory import (
     GIB,
     TEMPLATE_TOKENS,
@@ -41,15 +41,15 @@ from r3_repro.planning.memory import (
     remedies,
     training_parts,
 )
-from r3_repro.planning.models import MODELS, Shape, random_model, shape_of
-from r3_repro.planning.plan import step_seconds
-from r3_repro.runs.distributed import training_environment
-from r3_repro.runs.launch import stage_command
-from r3_repro.runs.layout import Run
-from r3_repro.tasks.base import Problem, get_task, reflection_messages
-from r3_repro.training.callbacks import read_jsonl, resume_point
-from r3_repro.utils.errors import ERROR_PREFIX
-from r3_repro.utils.files import write_parquet
+from ..planning.models import MODELS, Shape, random_model, shape_of
+from ..planning.plan import step_seconds
+from ..runs.distributed import training_environment
+from ..runs.launch import stage_command
+from ..runs.layout import Run
+from ..tasks.base import Problem, get_task, reflection_messages
+from ..training.callbacks import read_jsonl, resume_point
+from ..utils.errors import ERROR_PREFIX
+from ..utils.files import write_parquet
 
 # %% ../../nbs/workflow/trial_steps.ipynb #e1c25dd2
 WORDS = 4096
@@ -82,7 +82,7 @@ def sample_only(
             table[:, 0] = 1.0
             table[tokens, 0] = 4.0
 
-
+# %% ../../nbs/workflow/trial_steps.ipynb #fe6bb90c
 EMPTY = "model.safetensors"
 "Name of the file that stands for weights which are not written yet."
 
@@ -134,7 +134,7 @@ def doctor_run(
     own |= {"sample_steps": 1, "report_to": "none", "zero_variance": "keep", "num_iterations": 1, "mixture": ()}
     return Run(p.model_copy(update=own), "random_reward", run.seed, root)
 
-
+# %% ../../nbs/workflow/trial_steps.ipynb #0dae533e
 def planned_failures(
     run: Run,  # from `doctor_run`
     tok: Lengths,  # planned
@@ -175,6 +175,15 @@ def family(process: subprocess.Popen) -> list[psutil.Process]:
     return []
 
 
+def occupied(process: psutil.Process) -> int:
+    "Bytes that a process occupies: PSS, which counts a shared page once, or RSS where that is not to be had."
+    with contextlib.suppress(psutil.Error, AttributeError):
+        return process.memory_full_info().pss
+    with contextlib.suppress(psutil.Error):
+        return process.memory_info().rss
+    return 0
+
+# %% ../../nbs/workflow/trial_steps.ipynb #5aaf0e16
 def kill_tree(process: subprocess.Popen) -> None:
     "Kill a process and all that descend from it, and wait for them."
     for one in (tree := family(process)):
@@ -184,15 +193,6 @@ def kill_tree(process: subprocess.Popen) -> None:
     end = time.monotonic() + 30
     while not all(map(is_gone, tree)) and time.monotonic() < end:
         time.sleep(0.02)
-
-
-def occupied(process: psutil.Process) -> int:
-    "Bytes that a process occupies: PSS, which counts a shared page once, or RSS where that is not to be had."
-    with contextlib.suppress(psutil.Error, AttributeError):
-        return process.memory_full_info().pss
-    with contextlib.suppress(psutil.Error):
-        return process.memory_info().rss
-    return 0
 
 # %% ../../nbs/workflow/trial_steps.ipynb #00d43d9e
 NVIDIA_SMI = ["nvidia-smi", "--format=csv,noheader,nounits"]
@@ -224,7 +224,7 @@ def gpu_memory(file: Path) -> Iterator[None]:
 
 def most_memory(file: Path) -> float:
     "The largest number of a file that `gpu_memory` wrote, in GiB; 0 for an empty one."
-    return max([float(line) for line in file.read_text().splitlines() if line.strip().isdigit()], default=0.0) / 1024
+    return max([float(line) for line in file.read_text("utf-8").splitlines() if line.strip().isdigit()], default=0.0) / 1024
 
 # %% ../../nbs/workflow/trial_steps.ipynb #fa47c7b2
 @dataclass
@@ -241,7 +241,7 @@ class Measured:
 
 def _failure(process: subprocess.Popen, output: Path) -> str:
     "Why a training did not do what it should: its last lines, or that it took too long."
-    tail = output.read_text(errors="replace").splitlines()[-60:]
+    tail = output.read_text(errors="replace", encoding="utf-8").splitlines()[-60:]
     said = [line for line in tail if "Error" in line or line.startswith(ERROR_PREFIX)] or tail[-10:]
     word = "was still running at the limit of time" if process.poll() is None else f"ended with exit code {process.returncode}"
     return f"training {word}: " + " | ".join(dict.fromkeys(line.strip() for line in said[-6:]))
@@ -389,7 +389,7 @@ def _health_rules(p: Profile, m: Measured, prompt: float, free_gib: float) -> It
         found = f"{free_gib:.0f} GiB free, a checkpoint has {m.checkpoint_gib:.0f}, and three are there while one is written"
         yield Finding("disk for checkpoints", "problem", found, "another --root, or a larger disk")
 
-
+# %% ../../nbs/workflow/trial_steps.ipynb #556de34a
 def advice(
     p: Profile,
     s: Shape,
