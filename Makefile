@@ -34,9 +34,9 @@ export TOKENIZERS_PARALLELISM ?= false
 reproduce: $(VENV)/.core
 	$(BIN)/r3-repro reproduce --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seed $(SEED)
 
-# Three processes for two cores: kills, servers and queues are waited for.
+# Three processes for two cores: kills, servers and queues are waited for. Compiled modules are kept, for all of them.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-vllm: $(VLLM_VENV)/.done
 	$(VLLM_VENV)/bin/python -c "import vllm"

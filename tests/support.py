@@ -1,9 +1,12 @@
 """What tests in several folders share."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in (REPOSITORY / "nbs").rglob("*.ipynb") if not any(x.startswith(".") for x in p.parts))
@@ -29,4 +32,24 @@ def environment(root: Path, **more: str) -> dict[str, str]:
 def command(name: str, *args: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess:
     "Run a program of this environment."
     program = [str(Path(sys.executable).with_name(name)), *args]
-    return subprocess.run(program, cwd=cwd, env=env, capture_output=True, text=True, timeout=patience(540))
+    return subprocess.run(program, cwd=cwd, env=env, capture_output=True, encoding="utf-8", timeout=patience(540))
+
+
+STAGES = ["r3_repro.training.train", "r3_repro.mining.failures", "r3_repro.evaluation.reflection_controls"]
+STAGES += ["r3_repro.evaluation.benchmarks", "r3_repro.engines.hf", "r3_repro.workflow.pipeline"]
+STAGES += ["accelerate.commands.launch", "transformers.models.llama.modeling_llama"]
+"What stages and their launcher import."
+
+
+@contextlib.contextmanager
+def warm_python(folder: Path, python: str = sys.executable, modules: list[str] = STAGES) -> Iterator[dict[str, str]]:
+    """Variables with which stages start as forks of one process that has imported these modules: warm/server.py.
+
+    An interpreter that imports them takes ten seconds of a processor, longer than most trainings of tests."""
+    here, address = REPOSITORY / "tests/warm", str(folder / "warm")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("R3_", "PYTHON"))}
+    env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    how: dict[str, Any] = {"env": env, "cwd": folder, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([python, str(here / "server.py"), address, *modules], **how) as server:
+        assert server.stdout and server.stdout.readline() == b"ready\n"
+        yield os.environ | env | {"PYTHONPATH": str(here), "WARM_SERVER": address, "WARM_PREFIX": str(Path(python).parents[1])}

@@ -4,16 +4,30 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from support import patience
+from support import environment, patience
 from test_box import start as start_box
-from test_doctor import examined, states
+from test_doctor import states
 from transformers import Qwen2Config
 
 from r3_repro.planning.memory import lengths_of
 from r3_repro.runs.layout import open_run
+
+
+def examined(root: Path, *args: str) -> tuple[int, str, dict[str, Any]]:
+    "Exit code, output and report of a doctor; nothing else may be left in its root."
+    line = [sys.executable, "-m", "r3_repro", "doctor", "--profile", "smoke", "--root", str(root), *args]
+    how: dict[str, Any] = {"cwd": root, "env": environment(root, OMP_NUM_THREADS="1"), "timeout": patience(300)}
+    done = subprocess.run([*line, "--json", str(root / "report.json")], capture_output=True, encoding="utf-8", **how)
+    said = done.stdout + done.stderr
+    assert sorted(f.name for f in root.iterdir()) == ["report.json", "shape"], said[-3000:]
+    return done.returncode, said, json.loads((root / "report.json").read_text("utf-8"))
+
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 
@@ -21,7 +35,7 @@ SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "nu
 def test_a_box_is_lost_while_it_trains(tmp_path: Path) -> None:
     "The tiny model: killed once its failures are in the bucket; another box, with an empty disk, does the rest."
     model, shared = "smoke/countdown/tiny-base2", tmp_path / "bucket"
-    (quick := tmp_path / "no-doctor").write_text('#!/bin/bash\n[[ $3 == doctor ]] || exec "$REAL" "$@"\n')
+    (quick := tmp_path / "no-doctor").write_text('#!/bin/bash\n[[ $3 == doctor ]] || exec "$REAL" "$@"\n', "utf-8")
     quick.chmod(0o755)
     lost = start_box(tmp_path, PYTHON=str(quick), R3_BACK_EVERY="0.2")
     mined, ends = shared / model / "failures/manifest.json", time.monotonic() + patience(200)
@@ -40,7 +54,7 @@ def test_a_box_is_lost_while_it_trains(tmp_path: Path) -> None:
     executed = {f.name[:2] for f in (shared / model / "notebooks").glob("*.ipynb")}
     assert executed == {"01", "02", "03", "04", "05", "06"} and (shared / model / "tables/verdicts.csv").is_file()
     assert (shared / model / "training/r3-seed0/model/model.safetensors").is_file()
-    assert json.loads((shared / "doctor.json").read_text())["stage"] == "doctor"
+    assert json.loads((shared / "doctor.json").read_text("utf-8"))["stage"] == "doctor"
 
 
 def test_two_processes_and_random_weights_of_a_shape(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from support import patience
+from support import patience, warm_python
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
@@ -35,16 +36,24 @@ MINING = ["train_size=96", "generation_batch=8", "flush_rows=8", "attempts_per_p
 MINING = [word for setting in MINING for word in ("--set", setting)]
 STEPS = 12
 TRAINING = ["--set", f"max_steps={STEPS}", "--set", "save_steps=2"]
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 TRAINED = "smoke/countdown/tiny-base2/training/r3-seed0"
 
 pytestmark = pytest.mark.slow
 
 
-def kill_and_resume(stage: str, root: Path, moments: list[str], more: list[str]) -> list[dict]:
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with warm_python(tmp_path_factory.mktemp("warm")) as env:
+        yield env
+
+
+def kill_and_resume(stage: str, root: Path, moments: list[str], more: list[str], env: dict[str, str] | None = None) -> list[dict]:
     "Run kill_and_resume.py; what it printed of each run."
     command = [sys.executable, str(HERE / "kill_and_resume.py"), stage, str(root), ",".join(moments), "0", *more]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=patience(500))
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=env or ENV, timeout=patience(500))
     assert done.returncode == 0, done.stderr[-3000:]
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert {run["exit"] for run in said} == {0}, done.stderr[-3000:]
@@ -59,16 +68,16 @@ def check_moments(said: dict) -> None:
     assert 0 < by_moment["middle"][0] < said["work"] == by_moment["end"][0] == by_moment["save"][0], said
 
 
-def test_mining_killed_six_times_draws_the_same_attempts(tmp_path):
+def test_mining_killed_six_times_draws_the_same_attempts(warm, tmp_path):
     to_its_end("mine", tmp_path / "plain", MINING)
-    (cut,) = kill_and_resume("mine", tmp_path / "cut", MOMENTS, MINING)
+    (cut,) = kill_and_resume("mine", tmp_path / "cut", MOMENTS, MINING, warm)
     check_moments(cut)
     stored = []
     for root in ("plain", "cut"):
         folder = tmp_path / root / "smoke/countdown/tiny-base2/failures"
         attempts = relation(folder / "attempts").order("place, sample").df()
         assert len(attempts) == 96 * 3 and not attempts.duplicated(["problem_id", "sample"]).any()
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
         stored.append((attempts, pd.read_parquet(folder / "failures.parquet"), manifest["hashes"]))
     assert all(a.equals(b) for a, b in zip(stored[0][:2], stored[1][:2], strict=True)) and stored[0][2] == stored[1][2]
 
@@ -113,16 +122,16 @@ def check_same_training(plain: Path, cut: Path, arm: str = "r3", steps: int = ST
         log = pd.read_json(folder / "log.jsonl", lines=True)
         assert log.step.tolist() == list(range(1, steps + 1))  # no step lost, none twice
         assert (folder / "manifest.json").is_file() and not any(f.name.endswith(".part") for f in folder.iterdir())
-        samples, weights = (folder / "samples.jsonl").read_text(), (folder / "model/model.safetensors").read_bytes()
+        samples, weights = (folder / "samples.jsonl").read_text("utf-8"), (folder / "model/model.safetensors").read_bytes()
         ends.append((log.drop(columns=[c for c in log if c.startswith("seconds_")]), samples, weights))
     pd.testing.assert_frame_equal(ends[0][0], ends[1][0])
     assert ends[0][1] == ends[1][1]
     assert ends[0][2] == ends[1][2], "the weights of a resumed run differ from those of an uninterrupted one"
 
 
-def test_training_killed_six_times_ends_with_the_same_weights(mined, uninterrupted, tmp_path):
+def test_training_killed_six_times_ends_with_the_same_weights(mined, uninterrupted, warm, tmp_path):
     shutil.copytree(mined, tmp_path / "cut")
-    check_moments(*kill_and_resume("train", tmp_path / "cut", MOMENTS, TRAINING))
+    check_moments(*kill_and_resume("train", tmp_path / "cut", MOMENTS, TRAINING, warm))
     check_same_training(uninterrupted, tmp_path / "cut")
     check_curves(tmp_path / "cut" / TRAINED)
 
@@ -136,7 +145,7 @@ def check_curves(folder: Path) -> None:
         assert [*drawn.values()] == pytest.approx(log[ours].tolist(), rel=1e-5)
 
 
-def test_every_arm_goes_on_as_if_never_killed(uninterrupted, tmp_path):
+def test_every_arm_goes_on_as_if_never_killed(uninterrupted, warm, tmp_path):
     "One with refilled batches, whose place in the data is taken up again as well; one with two steps on each batch."
     for root in ("plain", "cut"):  # the run of r3 is there: plain GRPO is matched with it, and has as many steps
         shutil.copytree(uninterrupted, tmp_path / root)
@@ -146,7 +155,8 @@ def test_every_arm_goes_on_as_if_never_killed(uninterrupted, tmp_path):
         words = [word for setting in (f"max_steps={steps[arm]}", "save_steps=1", *own) for word in ("--set", setting)]
         arms.append(["--arm", arm, *words])
         to_its_end("train", tmp_path / "plain", arms[-1])
-    cut = kill_and_resume("train", tmp_path / "cut", ["middle"], [*arms[0], "--then", *arms[1], "--then", *arms[2]])
+    all_arms = [*arms[0], "--then", *arms[1], "--then", *arms[2]]
+    cut = kill_and_resume("train", tmp_path / "cut", ["middle"], all_arms, warm)
     for arm, said in zip(steps, cut, strict=True):
         ((moment, done, _),) = said["hits"]
         assert moment == "middle" and 0 < done < steps[arm], said
@@ -164,13 +174,13 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_launcher_is_started_again_at_once(mined, uninterrupted, tmp_path):
+def test_a_killed_launcher_is_started_again_at_once(mined, uninterrupted, warm, tmp_path):
     "The launch as a chapter does it. Only the launcher is killed: for a moment, its trainer still lives."
     root = tmp_path / "cut"
     shutil.copytree(mined, root)
-    (tmp_path / "launch.py").write_text(LAUNCH)
+    (tmp_path / "launch.py").write_text(LAUNCH, "utf-8")
     command = [sys.executable, str(tmp_path / "launch.py"), str(root)]
-    first = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    first = subprocess.Popen(command, env=warm, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     log, until = root / TRAINED / "log.jsonl", time.monotonic() + patience(240)
     while not (log.is_file() and log.read_bytes().count(b"\n") >= 4):
         assert first.poll() is None and time.monotonic() < until, first.communicate()[0].decode()[-3000:]
@@ -178,7 +188,7 @@ def test_a_killed_launcher_is_started_again_at_once(mined, uninterrupted, tmp_pa
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     assert not (root / TRAINED / "manifest.json").exists()
-    again = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=patience(300))
+    again = subprocess.run(command, env=warm, capture_output=True, encoding="utf-8", timeout=patience(300))
     assert again.returncode == 0, again.stderr[-3000:]
     check_same_training(uninterrupted, root)
 
@@ -217,7 +227,7 @@ def test_other_settings_do_not_resume_somebody_elses_run(mined, tmp_path):
     shutil.copytree(mined, tmp_path / "root")
     run = open_run("smoke", root=str(tmp_path / "root"))
     run.training.mkdir(parents=True)
-    (run.training / "identity.json").write_text(json.dumps({"settings": "others"}))
+    (run.training / "identity.json").write_text(json.dumps({"settings": "others"}), "utf-8")
     with pytest.raises(SettingsError, match="begun with"):
         train(run)
 
@@ -233,10 +243,10 @@ SMALL = {"train_size": 40, "test_size": 20, "generation_batch": 20, "max_failure
 def test_a_source_that_grew_cannot_turn_training_problems_into_held_out_ones(tmp_path):
     rows = [json.dumps(p.data) for p in generate(120, sizes=[3], low=1, high=12, target_low=1, target_high=100)]
     source = tmp_path / "own.jsonl"
-    source.write_text("\n".join(rows[:70]))
+    source.write_text("\n".join(rows[:70]), "utf-8")
     run = open_run("smoke", root=str(tmp_path / "root"), source=str(source), attempts_per_problem=1, **SMALL)
     kept, held_out = mine(run), load_split(run, "test")
-    source.write_text("\n".join(rows))
+    source.write_text("\n".join(rows), "utf-8")
     vanilla = replace(run, arm="vanilla")
     for stage in (lambda: mine(run), lambda: evaluate(vanilla), lambda: prepare(run)):
         with pytest.raises(SettingsError, match="source of the problems"):

@@ -25,30 +25,20 @@ from r3_repro.workflow import doctor, trial_steps
 from r3_repro.workflow.cli import app
 
 
-def start(root: Path, *args: str) -> subprocess.Popen:
-    line = [sys.executable, "-m", "r3_repro", "doctor", "--profile", "smoke", "--root", str(root), *args]
-    env = environment(root, OMP_NUM_THREADS="1")
-    return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root)
-
-
-def examined(root: Path, *args: str) -> tuple[int, str, dict[str, Any]]:
-    "Exit code, output and report of a doctor; nothing else may be left in its root."
-    process = start(root, "--json", str(root / "report.json"), *args)
-    said, _ = process.communicate(timeout=patience(300))
-    assert (root / "report.json").is_file(), said[-3000:]
-    left = [f.name for f in root.iterdir() if f.name not in ("report.json", "shape")]
-    assert left == [], said[-3000:]
-    return process.returncode, said, json.loads((root / "report.json").read_text())
-
-
 def states(report: dict[str, Any]) -> dict[str, str]:
     return {f["what"]: f["state"] for f in report["findings"]}
 
 
 @pytest.mark.slow
-def test_three_steps_with_the_profiles_own_weights(tmp_path: Path) -> None:
-    code, said, report = examined(tmp_path)
-    assert code == 0, said[-3000:]
+def test_three_steps_with_the_profiles_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Nothing is left but the report."
+    for key, value in environment(tmp_path, OMP_NUM_THREADS="1").items():
+        monkeypatch.setenv(key, value)
+    named = ["doctor", "--profile", "smoke", "--root", str(tmp_path), "--json", str(tmp_path / "report.json")]
+    done = CliRunner().invoke(app, named)
+    said = done.output
+    assert done.exit_code == 0 and [f.name for f in tmp_path.iterdir()] == ["report.json"], said[-3000:]
+    report = json.loads((tmp_path / "report.json").read_text("utf-8"))
     measured = report["measured"]
     assert [r["step"] for r in measured["rows"]] == [1, 2, 3] and report["weights"] == "its own"
     assert all(r["grad_norm"] > 0 and r["seconds_reflect"] > 0 and r["seconds_update"] > 0 for r in measured["rows"])
@@ -72,7 +62,9 @@ doctor.doctor(open_run("smoke", root=sys.argv[1]))
 def test_a_terminated_doctor_leaves_nothing(tmp_path: Path) -> None:
     "With a training that hangs."
     line = [sys.executable, "-c", SLEEPS, str(tmp_path)]
-    process = subprocess.Popen(line, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        line, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    )
     ends, trained = time.monotonic() + patience(60), []
     while not trained and process.poll() is None and time.monotonic() < ends:
         trained = [c for c in psutil.Process(process.pid).children(recursive=True) if "train" in c.cmdline()]
@@ -136,7 +128,7 @@ def test_packages_that_clash_are_named(tmp_path: Path, monkeypatch: pytest.Monke
     assert doctor.package_clashes() == []
     (info := tmp_path / "vllm-0.99.0.dist-info").mkdir()
     wants = "Requires-Dist: torch==9.9\nRequires-Dist: psutil>=900; extra == 'x'\n"
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: 0.99.0\n{wants}")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: 0.99.0\n{wants}", "utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     said = "\n".join(doctor.package_clashes())
     assert "vllm 0.99.0 wants torch==9.9" in said and "psutil" not in said
@@ -197,7 +189,8 @@ def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monke
     program = tmp_path / "nvidia-smi"
     program.write_text(
         '#!/bin/sh\ncase "$*" in *name*) echo "NVIDIA H100 80GB HBM3, 580.95.05, 81559, 512";;\n'
-        "*) while true; do echo 2048; echo 40960; sleep 0.05; done;; esac\n"
+        "*) while true; do echo 2048; echo 40960; sleep 0.05; done;; esac\n",
+        "utf-8",
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")

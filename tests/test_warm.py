@@ -1,0 +1,74 @@
+"""What warm/server.py runs is a process like any other: its streams, folder, variables, exit code, signals, and its death."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from support import patience, warm_python
+
+SAYS = """
+import json, os, sys
+print(json.dumps([os.getcwd(), os.environ["ASKED"], sys.argv[1:], input()]))
+print("wrong", file=sys.stderr)
+sys.exit(3)
+"""
+SLEEPS = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with warm_python(tmp_path_factory.mktemp("warm"), modules=["sqlite3"]) as env:
+        yield env
+
+
+def script(folder: Path, source: str) -> list[str]:
+    "A command line of which sitecustomize.py takes care."
+    (folder / "two_processes.py").write_text(source, "utf-8")
+    return [sys.executable, "-u", str(folder / "two_processes.py")]
+
+
+def test_a_program_has_its_clients_surroundings(warm: dict[str, str], tmp_path: Path) -> None:
+    line = [*script(tmp_path, SAYS), "a b", "c"]
+    done = subprocess.run(line, env=warm | {"ASKED": "x"}, cwd=tmp_path, input="typed\n", capture_output=True, encoding="utf-8")
+    assert done.stdout == f'["{tmp_path.resolve()}", "x", ["a b", "c"], "typed"]\n', done.stderr
+    assert done.stderr == "wrong\n" and done.returncode == 3
+
+
+def test_it_is_a_fork_of_what_has_imported_the_modules(warm: dict[str, str], tmp_path: Path) -> None:
+    line = script(tmp_path, "import sys, os; print('sqlite3' in sys.modules, os.getppid())")
+    there, parent = subprocess.run(line, env=warm, capture_output=True, encoding="utf-8").stdout.split()
+    assert there == "True" and "server.py" in " ".join(psutil.Process(int(parent)).cmdline())
+
+
+def test_it_may_become_another_program(warm: dict[str, str], tmp_path: Path) -> None:
+    "As the command that starts a training's processes does."
+    line = script(
+        tmp_path, "import os, sys; os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(0.5); exit(4)'])"
+    )
+    assert subprocess.run(line, env=warm, timeout=patience(30)).returncode == 4
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize("hit", ["client", "program"])
+def test_signals_reach_both(number: int, code: int, hit: str, warm: dict[str, str], tmp_path: Path) -> None:
+    with subprocess.Popen(script(tmp_path, SLEEPS), env=warm, stdout=subprocess.PIPE, encoding="utf-8") as client:
+        assert client.stdout is not None
+        program = psutil.Process(int(client.stdout.readline()))
+        assert program.pid != client.pid
+        os.kill(client.pid if hit == "client" else program.pid, number)
+        assert client.wait(patience(20)) == code
+    until = time.monotonic() + patience(20)
+    while program.is_running() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not program.is_running()
