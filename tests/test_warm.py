@@ -1,5 +1,6 @@
 """What warm/server.py runs is a process like any other: its streams, folder, variables, exit code, signals, and its death."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from support import patience, warm_python
 
 SAYS = """
 import json, os, sys
-print(json.dumps([os.getcwd(), os.environ["ASKED"], sys.argv[1:], input()]))
+print(json.dumps([os.getcwd(), os.environ["ASKED"], sys.argv[1:], sys.orig_argv[1:], input()]))
 print("wrong", file=sys.stderr)
 sys.exit(3)
 """
@@ -41,7 +42,7 @@ def script(folder: Path, source: str) -> list[str]:
 def test_a_program_has_its_clients_surroundings(warm: dict[str, str], tmp_path: Path) -> None:
     line = [*script(tmp_path, SAYS), "a b", "c"]
     done = subprocess.run(line, env=warm | {"ASKED": "x"}, cwd=tmp_path, input="typed\n", capture_output=True, encoding="utf-8")
-    assert done.stdout == f'["{tmp_path.resolve()}", "x", ["a b", "c"], "typed"]\n', done.stderr
+    assert json.loads(done.stdout) == [str(tmp_path.resolve()), "x", ["a b", "c"], line[1:], "typed"], done.stderr
     assert done.stderr == "wrong\n" and done.returncode == 3
 
 

@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file
-from support import patience
+from support import patience, warm_python
 from transformers import AutoModelForCausalLM
 
 from r3_repro.config import find_home
@@ -37,19 +38,25 @@ EQUAL += ["reflect_tokens", "retry_tokens", "learning_rate"]
 
 
 def environment() -> dict[str, str]:
-    here = str(find_home())
-    path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(find_home()), *filter(None, [os.environ.get("PYTHONPATH")])])
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    # torch.load does not know a device "cpu:0", which is what accelerate calls it
     return os.environ | offline | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-def drive(run: Run, trainings: list[dict[str, Any]], plan: Path) -> None:
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with warm_python(tmp_path_factory.mktemp("warm")) as env:
+        yield env | {"PYTHONPATH": os.pathsep.join([env["PYTHONPATH"], str(find_home())])}
+
+
+def drive(run: Run, trainings: list[dict[str, Any]], plan: Path, env: dict[str, str] | None = None) -> None:
     "Run trainings in the processes that the package's own launch line of a run starts."
-    plan.write_text(json.dumps(trainings))
+    plan.write_text(json.dumps(trainings), "utf-8")
     line = stage_command("train", run)
     line[line.index("r3_repro") - 1 :] = [str(DRIVER), str(plan)]
-    done = subprocess.run(line, cwd=find_home(), env=environment(), capture_output=True, text=True, timeout=patience(240))
+    done = subprocess.run(
+        line, cwd=find_home(), env=env or environment(), capture_output=True, encoding="utf-8", timeout=patience(240)
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
 
@@ -59,7 +66,7 @@ def words(run: Run) -> list[str]:
 
 def seen(out: Path) -> list[dict[str, Any]]:
     "What each process saw, by rank."
-    return [json.loads(f.read_text()) for f in sorted(out.parent.glob(f"{out.name}-*.json"))]
+    return [json.loads(f.read_text("utf-8")) for f in sorted(out.parent.glob(f"{out.name}-*.json"))]
 
 
 def log_of(run: Run) -> pd.DataFrame:
@@ -127,7 +134,7 @@ def cut_off(root: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(warm: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     "Trained by one process, with a recording of what it sampled."
     root = tmp_path_factory.mktemp("processes")
     plans = [
@@ -136,7 +143,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for k in ONE
     ]
     plans += [{"argv": words(coins(root, 1)), "out": str(root / "one-coins")}]
-    drive(one(root, "whole"), plans, root / "plan-one.json")
+    drive(one(root, "whole"), plans, root / "plan-one.json", warm)
     for name in ("two", "coarse", "sharded", "unshared", "end"):
         for kept in ("smoke/countdown/dataset", "smoke/countdown/tiny-base2/failures"):
             shutil.copytree(root / "one" / kept, root / name / kept)
@@ -144,7 +151,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def together(root: Path) -> Path:
+def together(root: Path, warm: dict[str, str]) -> Path:
     """By two processes: the same from the recording, plain and sharded, and some trainings with reflections of their own.
 
     One launch line, that of FSDP2, for all of them: to import everything takes longer than to train."""
@@ -166,7 +173,7 @@ def together(root: Path) -> Path:
     plans += [{"argv": words(own), "sharded": True, "hasty": 1, "out": str(root / "sharded-own")}]
     plans += [{"argv": words(half(root)), "sharded": True, "half": True, "out": str(root / "half")}]
     plans += [{"argv": words(adapted(root, "fsdp2")), "sharded": True, "out": str(root / "adapted")}]
-    drive(run, plans, root / "plan-two.json")
+    drive(run, plans, root / "plan-two.json", warm)
     return root
 
 
@@ -190,7 +197,7 @@ def adapted(root: Path, sharding: str) -> Run:
 def check_adapted(run: Run) -> None:
     "What is saved is the whole model with the adapter in it, as transformers loads it."
     saved = weights(run)
-    assert json.loads((run.training / "manifest.json").read_text())["steps"] == SIZE["max_steps"]
+    assert json.loads((run.training / "manifest.json").read_text("utf-8"))["steps"] == SIZE["max_steps"]
     assert {k: (v.shape, v.dtype) for k, v in saved.items()} == {k: (v.shape, v.dtype) for k, v in base(run).items()}
     assert apart(saved, base(run)) > 1e-5
     own = load_file(run.training / "adapter" / "adapter_model.safetensors")
@@ -324,16 +331,16 @@ sys.exit(max(p.wait() for p in started))
 
 
 def test_the_stage_trains_with_two_processes_and_resumes_on_two_machines(
-    together: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    together: Path, warm: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     "As users start it: processes that sample, log, checkpoint and save one model, here by two launchers that meet at a port."
     root = together
-    for key, value in environment().items():
+    for key, value in warm.items():
         monkeypatch.setenv(key, value)
     run = cut_off(root)
     assert (run.training / "checkpoints/checkpoint-1/complete").exists() and not (run.training / "manifest.json").exists()
-    first = (run.training / "log.jsonl").read_text()
-    (root / "each.py").write_text(TWO_MACHINES)
+    first = (run.training / "log.jsonl").read_text("utf-8")
+    (root / "each.py").write_text(TWO_MACHINES, "utf-8")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -349,9 +356,9 @@ def test_the_stage_trains_with_two_processes_and_resumes_on_two_machines(
     launch("train", run)
     assert re.search(r"train r3-seed0: 4 steps", capsys.readouterr().out)
     log = log_of(run)
-    assert (run.training / "log.jsonl").read_text().startswith(first) and log["step"].tolist() == [1, 2, 3, 4]
+    assert (run.training / "log.jsonl").read_text("utf-8").startswith(first) and log["step"].tolist() == [1, 2, 3, 4]
     assert log["loss"].notna().all() and (log["retry_tokens"] > 0).all()
-    manifest = json.loads((run.training / "manifest.json").read_text())
+    manifest = json.loads((run.training / "manifest.json").read_text("utf-8"))
     assert manifest["profile"]["processes"] == 2 and manifest["steps"] == 4
     assert apart(weights(run), base(run)) > 1e-5 and not (run.training / "checkpoints").exists()
     assert {len(r) for r in pd.read_json(run.training / "samples.jsonl", lines=True)["reflection"]} != {0}
@@ -360,12 +367,12 @@ def test_the_stage_trains_with_two_processes_and_resumes_on_two_machines(
 REFUSES = "import sys\nsys.exit(print('r3_repro: no failures, see chapter 02', file=sys.stderr) or 2)\n"
 
 
-def test_a_refusal_comes_through_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_comes_through_the_launcher(tmp_path: Path, warm: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     "torchrun says forty lines and more after a process has said why it does not run."
-    for key, value in environment().items():
+    for key, value in warm.items():
         monkeypatch.setenv(key, value)
     run = open_run("smoke", root=str(tmp_path), processes=2, **SIZE, **TWO["whole"])
-    (tmp_path / "refuses.py").write_text(REFUSES)
+    (tmp_path / "refuses.py").write_text(REFUSES, "utf-8")
     line = stage_command("train", run)
     line[line.index("r3_repro") - 1 :] = [str(tmp_path / "refuses.py")]
     monkeypatch.setattr(launching, "stage_command", lambda *_: line)

@@ -26,7 +26,7 @@ def run(files: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
-    argv = request["argv"]
+    argv, sys.orig_argv = request["argv"], request["orig_argv"]
     if argv[0] == "-m":
         sys.argv, sys.path[0] = argv[1:], os.getcwd()
         sys.modules.pop(argv[1], None)  # which runpy would warn of

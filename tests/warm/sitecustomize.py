@@ -19,7 +19,7 @@ def hand_over(address: str, argv: list[str]) -> None:
     "Let the server run `python ARGV`; does not return."
     with socket.socket(socket.AF_UNIX) as server, tempfile.TemporaryFile("w+", encoding="utf-8") as request:
         server.connect(address)
-        json.dump({"argv": argv, "env": dict(os.environ), "cwd": os.getcwd()}, request)
+        json.dump({"argv": argv, "orig_argv": sys.orig_argv, "env": dict(os.environ), "cwd": os.getcwd()}, request)
         request.seek(0)
         for passed in (signal.SIGTERM, signal.SIGINT):
             signal.signal(passed, lambda number, _: server.sendall(bytes([number])))
