@@ -125,7 +125,7 @@ def transfers(run: Run) -> list[Run]:
     "Trained runs of the profile's other tasks that started from this run's model, to be evaluated on this task too."
     p, base, found = run.profile, model_hash(model_path(run.profile)), []
     for file in sorted((run.root / p.name).glob(f"*/{p.model_name}/training/*-seed*/manifest.json")):
-        known = json.loads(file.read_text()) if file.parents[3] != run.task_dir else None
+        known = json.loads(file.read_text("utf-8")) if file.parents[3] != run.task_dir else None
         if known and known["hashes"]["base_model"] == base and not known["profile"].get("mixture"):
             found.append(open_run(p.name, known["profile"]["task"], p.model, known["arm"], known["seed"], str(run.root)))
     return found
@@ -136,7 +136,7 @@ def _git(*args: str) -> str | None:
     if clone is None:  # an installed wheel: the repository around the current folder is another one
         return None
     try:
-        done = subprocess.run(["git", *args], cwd=clone, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(["git", *args], cwd=clone, capture_output=True, encoding="utf-8", timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.rstrip() if done.returncode == 0 else None

@@ -55,7 +55,7 @@ def append_jsonl(
     rows: list[dict[str, Any]],
 ) -> None:
     "Append rows to a JSONL file."
-    with open(path, "a") as f:
+    with open(path, "a", encoding="utf-8") as f:
         f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
 
 
@@ -64,7 +64,7 @@ def read_jsonl(
 ) -> list[dict[str, Any]]:
     "The rows of a JSONL file; a torn last line, left by a killed process, is ignored."
     rows = []
-    for line in path.read_text().split("\n") if path.is_file() else []:
+    for line in path.read_text("utf-8").split("\n") if path.is_file() else []:
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return rows
@@ -162,7 +162,7 @@ def remove_unfinished(
     for name in ("log.jsonl", "samples.jsonl"):
         kept = [row for row in read_jsonl(folder / name) if row["step"] <= last]
         with atomic(folder / name) as part:
-            part.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+            part.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), "utf-8")
 
 # %% ../../nbs/training/callbacks.ipynb #c0a7e502
 def add_curves(
@@ -180,9 +180,9 @@ def add_curves(
         return
     known = run.training / "curves_id"
     if not known.exists():
-        known.write_text(secrets.token_hex(4))
+        known.write_text(secrets.token_hex(4), "utf-8")
     trainer.args.project = "r3_repro"
-    trainer.args.run_name = f"{run.profile.task} {run.profile.model_name} {run.name} {known.read_text()}"
-    own = {"PROJECT": "r3_repro", "DIR": str(run.training), "RUN_ID": known.read_text(), "RESUME": "allow"}
+    trainer.args.run_name = f"{run.profile.task} {run.profile.model_name} {run.name} {known.read_text('utf-8')}"
+    own = {"PROJECT": "r3_repro", "DIR": str(run.training), "RUN_ID": known.read_text("utf-8"), "RESUME": "allow"}
     for key, value in own.items():
         os.environ.setdefault(f"WANDB_{key}", value)

@@ -145,6 +145,18 @@ def _attended(module: Any, query: Any, key: Any, value: Any, mask: torch.Tensor,
     )
     return out.transpose(1, 2)
 
+# %% ../../nbs/training/shared_prefix.ipynb #1001fadd
+def _rows(
+    x: torch.Tensor,  # queries, keys or values of packed rows, (prompts, heads, length, size)
+    p: Parts,
+    prefix: bool,  # whether each row has its prefix before it
+) -> torch.Tensor:
+    "One row for each completion, (prompts x most completions, heads, tokens, size)."
+    index = p.column.flatten(1)[:, None, :, None].expand(-1, x.size(1), -1, x.size(3))
+    own = x.gather(2, index).unflatten(2, p.column.shape[1:]).transpose(1, 2)
+    before = x[:, None, :, : p.prefix].expand(-1, p.column.size(1), -1, -1, -1)
+    return (torch.cat([before, own], 3) if prefix else own).flatten(0, 1)
+
 # %% ../../nbs/training/shared_prefix.ipynb #0413e77b
 def split_attention(
     module: torch.nn.Module,  # an attention layer
@@ -159,15 +171,8 @@ def split_attention(
     p = shared_prefix
     if p is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
-    most = p.column.size(1)
-
-    def rows(x: torch.Tensor, prefix: bool) -> torch.Tensor:  # one row per completion, with its prefix before it or without
-        index = p.column.flatten(1)[:, None, :, None].expand(-1, x.size(1), -1, x.size(3))
-        own = x.gather(2, index).unflatten(2, p.column.shape[1:]).transpose(1, 2)
-        before = x[:, None, :, : p.prefix].expand(-1, most, -1, -1, -1)
-        return (torch.cat([before, own], 3) if prefix else own).flatten(0, 1)
-
-    own = _attended(module, rows(query, False), rows(key, True), rows(value, True), p.seen, **how)
+    parts = (_rows(query, p, False), _rows(key, p, True), _rows(value, p, True))
+    own = _attended(module, *parts, p.seen, **how)
     out = own.new_zeros(query.size(0), query.size(2), *own.shape[2:])
     if p.prefix:
         q, k, v = (x[:, :, : p.prefix] for x in (query, key, value))
@@ -235,6 +240,15 @@ def zero3_disabled() -> Iterator[None]:
     finally:
         deepspeed.set_hf_deepspeed_config(config)
 
+# %% ../../nbs/training/shared_prefix.ipynb #93fbca30
+def _plain(model: Any, ids: torch.Tensor, keep: int, left: int) -> torch.Tensor:
+    "Log-probabilities of the last `keep` tokens, each row for itself, with `left` padding tokens before it."
+    padded, mask = pad(ids, (left, 0)), pad(torch.ones_like(ids), (left, 0))
+    labels, positions = padded.clone(), (mask.cumsum(1) - 1).clamp(min=0)
+    labels[:, :-keep] = -100
+    out = model(input_ids=padded, attention_mask=mask, position_ids=positions, labels=labels, fused_lm_head=True)
+    return out.log_probs[:, -keep:].float()
+
 # %% ../../nbs/training/shared_prefix.ipynb #be9df479
 @torch.no_grad()
 def rounding_ratio(
@@ -247,16 +261,9 @@ def rounding_ratio(
     ids[:, :-keep] = ids[0, :-keep]
     ids = ids.to(inner.device)
 
-    def plain(left: int) -> torch.Tensor:
-        padded, mask = pad(ids, (left, 0)), pad(torch.ones_like(ids), (left, 0))
-        labels, positions = padded.clone(), (mask.cumsum(1) - 1).clamp(min=0)
-        labels[:, :-keep] = -100
-        out = model(input_ids=padded, attention_mask=mask, position_ids=positions, labels=labels, fused_lm_head=True)
-        return out.log_probs[:, -keep:].float()
-
     model.eval()
     try:
-        straight, shifted = plain(0), plain(5)
+        straight, shifted = _plain(model, ids, keep, 0), _plain(model, ids, keep, 5)
         shared = shared_log_probs(model, pack(ids, torch.ones_like(ids), keep), inner)[0].float()
     except torch.OutOfMemoryError:
         raise

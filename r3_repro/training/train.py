@@ -31,10 +31,11 @@ from r3_repro.planning.memory import vllm_context
 from r3_repro.planning.models import shape_of
 from r3_repro.planning.room import check_room
 from r3_repro.runs.distributed import check_processes
-from r3_repro.runs.identity import ensure_identity, model_hash, task_hash
+from r3_repro.runs.identity import check_identity, ensure_identity, model_hash, task_hash
 from r3_repro.runs.layout import Run, mixture_runs, write_manifest
 from r3_repro.tasks.base import Problem, Task, assistant, get_task, leaks_answer, retry_messages
 from r3_repro.training.callbacks import (
+    MARKER,
     MarkCheckpoints,
     TrainingBar,
     TrainingLog,
@@ -236,7 +237,7 @@ def is_trained(
 ) -> bool:
     "Whether a run is trained to its end; `SettingsError` if that was with other settings, data or base model."
     if ended := _ended(run.training):
-        ensure_identity(run.training, training_identity(as_trained(run)))
+        check_identity(run.training, training_identity(as_trained(run)))
     return ended
 
 
@@ -246,10 +247,12 @@ def train(
     "Train on the mined failures and return the model's folder; resumes after a kill, returns at once if it is trained already."
     run = as_trained(run)
     identity = training_identity(run)
-    ensure_identity(run.training, identity)
+    whose = (run.training, identity, "", ["manifest.json", "model/config.json", f"checkpoints/*/{MARKER}"])
+    check_identity(*whose)
     if not _ended(run.training):
         check_room(run, here=int(os.environ.get("LOCAL_WORLD_SIZE", "0")))
         with locked(run.training):
+            ensure_identity(*whose)
             _train(run, identity)
     return run.training / "model"
 

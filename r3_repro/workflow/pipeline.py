@@ -28,7 +28,7 @@ from r3_repro.arms import training_order
 from r3_repro.config import model_path
 from r3_repro.runs.identity import model_hash, source_hash, task_hash
 from r3_repro.runs.launch import max_parallel_jobs
-from r3_repro.runs.layout import Run
+from r3_repro.runs.layout import Run, mixture_runs
 from r3_repro.runs.preflight import preflight
 from r3_repro.tasks.base import get_task
 from r3_repro.utils.errors import ERROR_PREFIX, SettingsError
@@ -135,6 +135,8 @@ def chapters_of(run: Run) -> list[list[Chapter]]:
         width = max_parallel_jobs(run, len(arms))
         together += [[("03_train", {"arm": arm}) for arm in arms[i : i + width]] for i in range(0, len(arms), width)]
     before: list[list[Chapter]] = [[("01_datasets", {})], [("02_failures", {})]]
+    if run.profile.mixture:
+        before = [[(c, {"task": t})] for t in run.profile.mixture for c in ("01_datasets", "02_failures")]
     after: list[list[Chapter]] = [[(c, {})] for c in ("04_results", "05_reflections", "06_forgetting")]
     return [*before, *together, *after]
 
@@ -167,6 +169,7 @@ def run_chapter(
 
     source, parameters = resource("nbs") / f"{name}.ipynb", _chapter_parameters(name, run, own)
     suffix = f"-{parameters['arm']}" + (f"-seed{run.seed}" if run.seed else "") if name == "03_train" else ""
+    suffix += f"-{own['task'].replace(':', '.')}" if "task" in own else ""
     out = folder / f"{name}{suffix}.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -200,7 +203,7 @@ def _chapter_error(name: str, chapter: Chapter, run: Run, lanes: ParallelBars) -
         env = os.environ | {"R3_PROGRESS": str(progress), "TQDM_NCOLS": str(lanes.width)}
         env |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         command = chapter_command(chapter[0], replace(run, **chapter[1]))
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8")
     if not done.returncode:
         return ""
     return done.stderr.strip().removeprefix(ERROR_PREFIX) or f"{name} ended with {done.returncode}"
@@ -224,7 +227,8 @@ def run_together(
 def own_files(run: Run) -> list[Path]:
     "List the files that a reproduction of this seed makes or depends on, without those of other seeds and models."
     names = ["vanilla", *(replace(run, arm=arm).name for arm in run.profile.arms)]
-    folders = [run.dataset, run.failures, *(run.model_dir / "training" / n for n in names)]
+    mined = [folder for r in mixture_runs(run) for folder in (r.dataset, r.failures)]
+    folders = [*mined, *(run.training.with_name(n) for n in names)]
     files = [f for folder in folders for f in folder.rglob("*")]
     files += [f for kind in ("episodes", "controls", "forgetting") for n in names for f in (run.model_dir / kind).glob(f"{n}.*")]
     files += [run.model_dir / "tables" / "verdicts.csv"]
@@ -241,10 +245,10 @@ def fingerprint(run: Run) -> str:
     p = run.profile
     chapters, modules = sorted(resource("nbs").glob("0*.ipynb")), sorted(PACKAGE.rglob("*.py"))
     code = [*map(_cells, chapters), *map(file_hash, modules)]
-    made = {str(f.relative_to(run.task_dir)): (f.stat().st_size, f.stat().st_mtime_ns) for f in own_files(run)}
-    if (verdicts := f"{p.model_name}/tables/verdicts.csv") in made:
+    made = {str(f.relative_to(run.task_dir.parent)): (f.stat().st_size, f.stat().st_mtime_ns) for f in own_files(run)}
+    if (verdicts := f"{run.task_dir.name}/{p.model_name}/tables/verdicts.csv") in made:
         made[verdicts] = (0, 0)  # only its existence counts: every seed rewrites it
-    rests_on = [task_hash(get_task(p.task)), model_hash(model_path(p)), source_hash(p.source)]
+    rests_on = [*(task_hash(get_task(t)) for t in p.mixture or [p.task]), model_hash(model_path(p)), source_hash(p.source)]
     return digest([code, p.model_dump(mode="json"), rests_on, made])
 
 # %% ../../nbs/workflow/pipeline.ipynb #832d8346
@@ -253,7 +257,7 @@ def verdict_lines(
 ) -> str:
     "Format the verdicts of a run for a terminal, with the path of the whole table."
     lines = []
-    with open(tables / "verdicts.csv", newline="") as f:
+    with open(tables / "verdicts.csv", newline="", encoding="utf-8") as f:
         for row in csv.DictReader(f):
             lines += [f"{row['claim']:4}{row['what']}: {row['verdict'].upper()}", f"    {row['ours']}"]
     return "\n".join([*lines, f"With the paper's values and the rules: {tables / 'verdicts.md'}"])
@@ -285,7 +289,7 @@ def reproduce(run: Run) -> None:
     preflight(run)
     start, folder = time.perf_counter(), run.model_dir / "notebooks"
     stamp, tables = folder / f"done-seed{run.seed}", run.model_dir / "tables"
-    if stamp.is_file() and stamp.read_text() == fingerprint(run):
+    if stamp.is_file() and stamp.read_text("utf-8") == fingerprint(run):
         print(verdict_lines(tables))
         print(f"everything was done already; see {run.model_dir}")
         return
@@ -293,6 +297,6 @@ def reproduce(run: Run) -> None:
     from r3_repro.workflow.study import make_reports
 
     make_reports(run.model_dir)
-    stamp.write_text(fingerprint(run))
+    stamp.write_text(fingerprint(run), "utf-8")
     print(verdict_lines(tables))
     print(f"everything done in {(time.perf_counter() - start) / 60:.1f} minutes; see {run.model_dir}")
