@@ -275,6 +275,7 @@ def evaluate(
             "problems": len(problems),
             "seen_by_base": seen,
             "verdict_rules": rules_digest(),
+            "rules": list(get_task(run.profile.task).rules),
             "trained_on": trained_on or run.profile.task,
         }
         write_manifest(manifest_file, "episodes", run, seconds, hashes, **more)

@@ -141,14 +141,14 @@ def test_attack(attack):
 
 @pytest.mark.parametrize("piece", [a["parts"] for a in ATTACKS if "parts" in a], ids=lambda parts: ascii(parts[:2]))
 def test_time_grows_no_faster_than_the_text(piece):
-    "A quarter of an attack takes at least a tenth of its time, or else next to none: nothing is quadratic."
+    "A quarter of an attack takes at least a tenth of its processor time, or else next to none: nothing is quadratic."
 
     def seconds(share: float) -> float:
         text, best = "".join(p * (int(n * share) // 2 * 2 or 1) for p, n in piece), 9.0  # an even number of backslashes
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             parse_calls(text[:MAX_CALL_CHARS])
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best
 
     assert seconds(1) < 10 * seconds(0.25) + 0.02
@@ -396,8 +396,8 @@ def changed_parameter(change):
 def no_call(p, gold, draw):
     "What is said without a call: prose, thoughts, `[]`, a call in the middle of a sentence, JSON that is something else."
     calls = json.dumps(p.data["answers"])
-    texts = ["", " \n", "[]", f"<think>{calls}</think>", f"{calls}</think>", f"<think>{calls}", json.dumps(calls), f"[{calls}]"]
-    texts += [f"I call {c.name}(x=1) now." for c in gold] + [json.dumps({c.name: {"x": 1}}) for c in gold]
+    texts = ["", " \n", "[]", f"<think>{calls}</think>", f"{calls}</think>", f"<think>{calls}", json.dumps(calls)]
+    texts += [f"I call {c.name}(x=1) now." for c in gold] + [f"None of [{c.name}] fits." for c in gold]
     texts += [json.dumps(c.arguments) for c in gold if not c.arguments.keys() & CALL_KEYS]
     prose = st.text(st.characters(exclude_characters="[]{}()<`", exclude_categories=["Cs"]), max_size=60)
     return draw(st.sampled_from(texts) | prose)
@@ -571,6 +571,7 @@ def test_bfcl_finds_a_pairing_wherever_there_is_one(alternatives, data):
 # --- reading and writing ---
 
 markup = [
+    *("<function=f>", "</function>", '<invoke name="f">', "<parameter=a>", "<arg_key>", "[THINK]", "<thinking>", "<channel|>"),
     "<tool_call>",
     "</tool_call>",
     "</think>",
@@ -609,6 +610,123 @@ def test_what_is_written_is_read(style):
         assert repr([(c.name, c.arguments) for c in parsed.calls]) == repr([(c.name, c.arguments) for c in written])
 
     run()
+
+
+# --- the forms of model families that write no JSON: values without quotes get their type from the tool ---
+
+
+def raw(value: Any) -> str:
+    "As chat templates write a value between tags."
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def coder(call: Call) -> str:
+    inside = "".join(f"<parameter={k}>\n{raw(v)}\n</parameter>\n" for k, v in call.arguments.items())
+    return f"<tool_call>\n<function={call.name}>\n{inside}</function>\n</tool_call>"
+
+
+def invoke(call: Call) -> str:
+    inside = "".join(f'<x:parameter name="{k}">{raw(v)}</x:parameter>\n' for k, v in call.arguments.items())
+    return f'<x:function_calls><x:invoke name="{call.name}">\n{inside}</x:invoke></x:function_calls>'
+
+
+def glm(call: Call) -> str:
+    pairs = "".join(f"<arg_key>{k}</arg_key>\n<arg_value>{raw(v)}</arg_value>\n" for k, v in call.arguments.items())
+    return f"<tool_call>{call.name}\n{pairs}</tool_call>"
+
+
+def gemma_value(value: Any) -> str:
+    if isinstance(value, str):
+        return f'<|"|>{value}<|"|>'
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{gemma_value(v)}" for k, v in value.items()) + "}"
+    return "[" + ",".join(map(gemma_value, value)) + "]" if isinstance(value, list) else json.dumps(value)
+
+
+def gemma(call: Call) -> str:
+    return f"<|tool_call>call:{call.name}{gemma_value(call.arguments)}<tool_call|>"
+
+
+def headed(before: str, after: str) -> Callable[[Call], str]:
+    return lambda call: f"{before}{call.name}{after.replace('…', json.dumps(call.arguments))}"
+
+
+NATIVE: dict[str, Callable[[Call], str]] = {
+    "coder": coder,
+    "coder alone": lambda call: coder(call)[12:-13],
+    "invoke": invoke,
+    "glm": glm,
+    "gemma": gemma,
+    "function tag": lambda call: f"<function={call.name}>{json.dumps(call.arguments)}</function>",
+    "gpt-oss": headed("<|start|>assistant<|channel|>commentary to=functions.", " <|constrain|>json<|message|>…<|call|>"),
+    "gpt-oss, its template": headed("<|start|>assistant to=functions.", "<|channel|>commentary json<|message|>…<|call|>"),
+    "gpt-oss without special tokens": headed("assistantcommentary to=functions.", " json…"),
+    "deepseek": headed("<｜tool▁call▁begin｜>function<｜tool▁sep｜>", "\n```json\n…\n```<｜tool▁call▁end｜>"),
+    "deepseek 3.1": headed("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>…<｜tool▁call▁end｜>"),
+    "kimi": headed("<|tool_call_begin|>functions.", ":0<|tool_call_argument_begin|>…<|tool_call_end|>"),
+    "mistral": headed("[TOOL_CALLS]", "[CALL_ID]a1[ARGS]…"),
+    "mistral without special tokens": headed("", "…"),
+}
+TYPED = tool("get.all-2", city="string", days="integer", share="number", exact="boolean", tags="array", where="object")
+plain_text = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12) | st.sampled_from(
+    ["3", "true", "null", "", "[1]"]
+)
+plain_text |= st.sampled_from(["{a: 1}", '"x"', "<b>", "to=x", "call:y", "a\nb", "\n", "name: f(x=1)", "[f]"])
+typed_values = {
+    "city": plain_text,
+    "days": st.integers(-(10**20), 10**20),
+    "share": st.floats(allow_nan=False, allow_infinity=False),
+    "exact": st.booleans(),
+    "tags": st.lists(plain_text | st.integers(-5, 5), max_size=3),
+    "where": st.dictionaries(python_names, plain_text | st.none() | st.booleans(), max_size=2),
+}
+
+
+@pytest.mark.parametrize("form", NATIVE)
+def test_what_a_family_writes_is_read_with_its_types(form):
+    @steady(120)
+    @given(st.lists(st.fixed_dictionaries({}, optional=typed_values), min_size=1, max_size=3), st.booleans())
+    def run(arguments, thinks):
+        gold = [Call(TYPED["name"], a) for a in arguments]
+        asked = problem("p", [TYPED], [{"name": c.name, "arguments": c.arguments} for c in gold])
+        verdict = verify_calls(asked, ("<think>[get.all-2]</think>\n" if thinks else "") + "\n".join(map(NATIVE[form], gold)))
+        assert verdict.ok, (verdict, "\n".join(map(NATIVE[form], gold)))
+
+    run()
+
+
+@pytest.mark.parametrize("form", NATIVE)
+def test_no_text_near_a_familys_form_raises(form):
+    text = NATIVE[form](Call("get.all-2", {"city": "Paris", "days": 3}))
+    asked = problem("p", [TYPED], [{"name": "get.all-2", "arguments": {"city": "Paris", "days": 3}}])
+    assert verify_calls(asked, text).ok
+    for i in range(len(text)):
+        for changed in (text[:i], text[i:], text[:i] + text[i + 1 :], text[:i] + "<" + text[i:], text[:i] + '"' + text[i:]):
+            assert well_formed(verify_calls(asked, changed))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[get_time]", '["get_time"]', "I will use:\n[get_time, get_weather].", "<get_time>", "<get_time/>", "</get_time>"),
+        *('<get_time city="Paris">', '{"get_time": {"city": "Paris"}}', "[[get_time]]", "<tool_call>get_time</tool_call>"),
+    ],
+)
+def test_a_bare_name_of_a_tool_is_an_attempt_to_call(text):
+    nothing = problem("none", [WEATHER, CLOCK], [])
+    for rule in CALL_RULES:
+        assert not verify_calls(nothing, text, rule).ok
+        assert verify_calls(nothing, text.replace("get_time", "no_tool").replace("get_weather", "no_tool"), rule).error in (
+            "",
+            "not_json",
+        )
+
+
+@pytest.mark.parametrize(
+    "text", ["None of [get_time, get_weather] fits.", "`get_time` cannot do it.", "get_time (a clock)", "[]"]
+)
+def test_a_tool_that_is_only_talked_about_is_no_attempt(text):
+    assert verify_calls(problem("none", [WEATHER, CLOCK], []), text).ok
 
 
 def well_formed(verdict) -> bool:

@@ -50,7 +50,7 @@ def tokenizer() -> Any:
 def family(request: pytest.FixtureRequest, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     "The tiny tokenizer with the chat template of each family."
     if request.param != "own":
-        monkeypatch.setattr(tokenizer, "chat_template", (TEMPLATES / f"{request.param}.jinja").read_text())
+        monkeypatch.setattr(tokenizer, "chat_template", (TEMPLATES / f"{request.param}.jinja").read_text("utf-8"))
     return tokenizer
 
 
@@ -83,7 +83,7 @@ def test_a_stored_problem_is_asked_in_the_words_of_a_fresh_one(
     assert stored == fresh and split_hash(stored) == split_hash(fresh)
     for name in ("own", "qwen2_5"):
         if name != "own":
-            monkeypatch.setattr(tokenizer, "chat_template", (TEMPLATES / f"{name}.jinja").read_text())
+            monkeypatch.setattr(tokenizer, "chat_template", (TEMPLATES / f"{name}.jinja").read_text("utf-8"))
         for p, q in zip(fresh, stored, strict=True):
             asked = [render(tokenizer, attempt_messages(get_task(task), x)) for x in (p, q)]
             assert asked[0] == asked[1], p.id
@@ -97,9 +97,9 @@ def test_a_data_set_that_was_stored_in_sorted_order_is_still_read(tmp_path: Path
     assert texts != [p.dumps() for p in fresh], "else nothing is tried here"
     old = [Problem(p.id, json.loads(text)) for p, text in zip(fresh, texts, strict=True)]
     as_rows(old).to_parquet(run.dataset / "test.parquet")
-    manifest = json.loads((run.dataset / "manifest.json").read_text())
+    manifest = json.loads((run.dataset / "manifest.json").read_text("utf-8"))
     manifest["hashes"]["test"] = split_hash(old)
-    (run.dataset / "manifest.json").write_text(json.dumps(manifest))
+    (run.dataset / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     assert [p.dumps() for p in load_split(run, "test")] == texts and split_hash(old) != split_hash(fresh)
 
 
@@ -107,7 +107,7 @@ def test_the_hashes_of_the_stored_study_are_those_of_its_sorted_problems() -> No
     study = REPOSITORY / "results/studies/tiny"
     for task in BUILT_IN:
         p = load_profile("tiny", task=task)
-        known = json.loads((study / task / "dataset/summary.json").read_text())
+        known = json.loads((study / task / "dataset/summary.json").read_text("utf-8"))
         for split in ("train", "test"):
             problems = get_task(task).problems(split, p.data_options)
             old = [Problem(q.id, json.loads(json.dumps(q.data, sort_keys=True))) for q in problems]
@@ -197,8 +197,8 @@ def test_a_setting_that_came_later_keeps_the_identity_of_stored_runs() -> None:
 def test_digests_of_settings_are_those_of_the_stored_study(task: str, tmp_path: Path) -> None:
     study = REPOSITORY / "results/studies/tiny" / task
     shutil.copytree(study / "dataset", tmp_path / "tiny" / task / "dataset")
-    run = open_run("tiny", task=task, arm="vanilla", root=tmp_path)
-    known = json.loads((study / run.profile.model_name / "episodes/vanilla.manifest.json").read_text())["hashes"]
+    run = open_run("tiny", task=task, arm="vanilla", root=str(tmp_path))
+    known = json.loads((study / run.profile.model_name / "episodes/vanilla.manifest.json").read_text("utf-8"))["hashes"]
     own = evaluation_identity(run, str(REPOSITORY / "r3_repro/assets/tiny-base2"))
     assert own.items() <= known.items()
 

@@ -13,15 +13,16 @@ from collections import Counter
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 from support import DATA, patience
 
-from r3_repro.tasks.base import get_task
+from r3_repro.tasks.base import Problem, get_task
 from r3_repro.tasks.countdown import generator, task, verifier
 from r3_repro.tasks.countdown.generator import MAX_LISTED, World, generate, make_countdown_problem, solvable, solve
 from r3_repro.tasks.countdown.task import countdown_histograms, countdown_problems, countdown_prompt, load_problems
@@ -32,6 +33,7 @@ from r3_repro.tasks.countdown.verifier import (
     parse_expression,
     verify_expression,
 )
+from r3_repro.tasks.function_calling.matcher import verify_calls
 
 REAL = DATA / "data/countdown/hf_rows_0_975.jsonl"
 needs_real_rows = pytest.mark.skipif(not REAL.exists(), reason="no slice of the published rows: real data not compared")
@@ -204,6 +206,102 @@ def test_strict_agrees_with_the_independent_judge(data):
 def test_strict_agrees_with_the_judge_on_noise(text, nums, target):
     verdict = verify_expression(make_countdown_problem(nums, target), f"<answer>{text}</answer>")
     assert verdict.ok == judge(text, nums, target)
+
+
+# --- thoughts, and the rule `notation` ---
+
+RIGHT, OTHER = "<answer>3 * 2 + 5</answer>", "<answer>3 + 2 + 5</answer>"
+THOUGHTS = {
+    "in tags": ("<think>", "</think>"),
+    "opened in the prompt": ("", "</think>"),
+    "never closed": ("<think>", None),
+    "opened in the prompt, tags of another family": ("", "[/THINK]"),
+    "of gpt-oss": ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    "of gpt-oss without special tokens": ("analysisSo ", "assistantfinal"),
+    "of gpt-oss, never closed": ("<|channel|>analysis<|message|>", None),
+    "of Gemma": ("<|channel>thought\n", "<channel|>"),
+}
+
+
+@pytest.mark.parametrize("kind", THOUGHTS)
+@pytest.mark.parametrize("rule", ["strict", "notation"])
+def test_an_answer_inside_thoughts_does_not_count(kind: str, rule: str) -> None:
+    problem, (opens, closes) = make_countdown_problem([3, 5, 2], 11), THOUGHTS[kind]
+    inside = f"{opens}Maybe {RIGHT}?{closes or ''}"
+    assert verify_expression(problem, inside, rule).error == "no_answer"
+    assert not verify_calls(Problem("c", CALLED), inside.replace(RIGHT, '{"name": "f", "arguments": {}}')).ok, "both tasks"
+    if closes:
+        assert verify_expression(problem, f"{inside} {OTHER}", rule).error == "missed_target"
+        assert verify_expression(problem, f"{opens}Maybe {OTHER}?{closes}\n{RIGHT}", rule).ok
+
+
+CALLED = {"tools": [{"name": "f", "parameters": {}}], "answers": [{"name": "f", "arguments": {}}]}
+
+
+@pytest.mark.parametrize("rule", ["strict", "notation"])
+def test_the_last_complete_answer_counts_and_words_take_none_back(rule: str) -> None:
+    problem = make_countdown_problem([3, 5, 2], 11)
+    assert verify_expression(problem, f"{OTHER} no: {RIGHT}", rule).ok
+    assert verify_expression(problem, f"{RIGHT} I could not find one. <answer>3", rule).ok
+    assert verify_expression(problem, f"{RIGHT} no: {OTHER}", rule).error == "missed_target"
+    assert verify_expression(problem, f"{RIGHT} I take it back: <answer></answer>", rule).error == "no_answer"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_notation_accepts_what_strict_accepts_however_it_is_written(data: Any) -> None:
+    nums = data.draw(numbers)
+    text = data.draw(expressions(nums))
+    value = judged_value(text)
+    assume(value is not None and value == int(value) and 0 < value < 10**6)
+    target = int(value)
+    problem = make_countdown_problem(nums, target)
+    assert verify_expression(problem, f"<answer>{text}</answer>", "notation").ok
+    signs = {"*": data.draw(st.sampled_from(["×", r"\times ", r"\cdot ", "·"])), "/": data.draw(st.sampled_from(["÷", r"\div "]))}
+    signs |= {"-": data.draw(st.sampled_from(["−", "–"])), " ": data.draw(st.sampled_from(["\u00a0", "\u2009", " "]))}
+    written = "".join(signs.get(c, c) for c in text)
+    frame = data.draw(
+        st.sampled_from(["{}", "${}$", r"\boxed{{{}}}", r"\( {} \)", "{} = {:,}", "{} = {:.2f}", "{1} = {0}", "{}."])
+    )
+    message_ = f"<answer>{frame.format(written, target)}</answer>"
+    assert verify_expression(problem, message_, "notation").ok, message_
+    assert verify_expression(make_countdown_problem(nums, target + 1), message_, "notation").error == "missed_target"
+
+
+def judged_value(text: str) -> Fraction | None:
+    "The value of an expression of whole numbers in plain Python; None if it divides by zero."
+    try:
+        return eval(re.sub("([0-9]+)", r"Fraction(\1)", text), {"Fraction": Fraction})
+    except ZeroDivisionError:
+        return None
+
+
+@pytest.mark.parametrize(
+    "answer", ["2^3 + 5", "√9 + 5", "3! + 5", "3 + 5 = 4 + 4", "3 + 5 ≈ 8", "three + 5", "3, 5", r"\sqrt{3} + 5", "3**1 + 5"]
+)
+def test_notation_is_no_other_arithmetic(answer: str) -> None:
+    assert not verify_expression(make_countdown_problem([3, 5], 8), f"<answer>{answer}</answer>", "notation").ok
+
+
+def test_without_a_tag_notation_takes_the_last_box() -> None:
+    problem = make_countdown_problem([3, 5], 8)
+    for text, ok in {
+        r"\boxed{9} no, \boxed{3 + 5}": True,
+        r"\boxed{3 + 5} <answer>5 - 3</answer>": False,
+        r"\boxed{3 + 5": False,
+    }.items():
+        assert verify_expression(problem, text, "notation").ok == ok and not verify_expression(problem, text).ok
+
+
+@pytest.mark.parametrize(
+    "piece", [r"\frac{", r"\frac{1}{", r"\boxed{", "{", "× ", "<think>", "</think>", r"\left(", "= 1,", "3 x ", "analysis"]
+)
+@pytest.mark.parametrize("inside", [True, False])
+def test_notation_takes_no_long_time(piece: str, inside: bool) -> None:
+    text = f"<answer>{piece * 5000}</answer>" if not inside else f"<answer>{(piece * 500)[:500]}</answer>" + piece * 20_000
+    started = time.process_time()
+    verify_expression(make_countdown_problem([3, 5], 8), text, "notation")
+    assert time.process_time() - started < patience(0.5)
 
 
 @settings(max_examples=500, deadline=None)

@@ -286,7 +286,8 @@ def verify_calls(
     "Whether a message makes the calls that a problem asks for; raises `ValueError` for an unknown rule, nothing for any text."
     if rule not in CALL_RULES:
         raise ValueError(f"unknown verification rule {rule!r}: use one of {', '.join(CALL_RULES)}")
-    parsed, gold = parse_calls(text), expected(problem, rule)
+    gold = expected(problem, rule)
+    parsed = parse_calls(text, gold.schemas)
     if parsed.error == "no_call" and parsed.style and not gold.calls:
         return Verdict(True, answer="[]")
     if parsed.error:

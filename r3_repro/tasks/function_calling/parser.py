@@ -5,17 +5,22 @@
 # %% auto #0
 __all__ = ['MAX_CALL_CHARS', 'MAX_TOKENS', 'MAX_CALL_DEPTH', 'MAX_CALLS', 'MAX_DIGITS', 'TOKEN', 'JSON_WORDS', 'ESCAPE',
            'PLAIN_ESCAPES', 'ARGUMENTS', 'CALL_KEYS', 'PLACES', 'END_TOKENS', 'TAGS', 'FENCE', 'OPENING', 'BRACKETS',
-           'NAMED', 'BARE', 'LISTED_CALL', 'Call', 'ParsedCalls', 'Unreadable', 'Budget', 'Reader', 'unquote', 'number',
-           'read_items', 'read_value', 'read_call', 'read_whole', 'read_block', 'call_of', 'calls_in',
-           'without_end_tokens', 'TextPart', 'text_parts', 'bare_calls', 'block_end', 'scan', 'calls_at', 'parse_calls']
+           'NAMED', 'BARE', 'LISTED_CALL', 'TAG', 'Tools', 'HEADS', 'QUOTE', 'BARE_KEY', 'NAMED_ONLY', 'JSON_MESSAGE',
+           'JSON_PLACES', 'Call', 'ParsedCalls', 'Unreadable', 'Budget', 'Reader', 'unquote', 'number', 'read_items',
+           'read_value', 'read_call', 'read_whole', 'read_block', 'call_of', 'calls_in', 'without_end_tokens',
+           'TextPart', 'text_parts', 'bare_calls', 'block_end', 'scan', 'declared_types', 'unquoted', 'tagged_calls',
+           'keyed_call', 'quoted', 'headed_calls', 'named_only', 'calls_in_part', 'calls_at', 'parse_calls']
 
 # %% ../../../nbs/tasks/function_calling/parser.ipynb #5e3f206a
+import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from r3_repro.tasks.thoughts import without_thoughts
 
 
 # %% ../../../nbs/tasks/function_calling/parser.ipynb #26c0f877
@@ -224,6 +229,8 @@ def read_block(r: Reader) -> Any:
     "A JSON value or a list in which Python-style calls may stand, from the reader's position on."
 
     def item(r: Reader, kind: str, token: str) -> Any:
+        if token == "[":
+            return read_items(r, "]", item)
         return read_call(r, kind, token) if kind == "word" and token not in JSON_WORDS else read_value(r, kind, token)
 
     kind, token = r.take()
@@ -255,12 +262,22 @@ def call_of(
         raise Unreadable("not_json", f"a call with {' and '.join(given) if len(given) > 1 else 'an unknown type'}")
     arguments = value[given[0]] if given else None
     if isinstance(arguments, str):
-        arguments = read_whole(arguments, budget)
+        arguments = read_whole(arguments, budget) if arguments.strip() else {}
     if not isinstance(arguments, dict | None):
         raise Unreadable("not_json", "arguments that are not an object")
     return Call(name, arguments or {})
 
 # %% ../../../nbs/tasks/function_calling/parser.ipynb #d69b6599
+def _wrapped(value: dict, budget: Budget) -> list[Call]:
+    "The calls in an object that holds a list of them: OpenAI's message, xLAM's own form."
+    _only(value, ("tool_calls", "role", "content", "thought"))
+    inner = value["tool_calls"]
+    found = calls_in(inner, budget) if isinstance(inner, list) else None
+    if found is None:
+        raise Unreadable("not_json", "tool_calls that are not a list of calls")
+    return found
+
+
 def calls_in(
     value: Any,  # what `read_block` returned
     budget: Budget,
@@ -269,14 +286,11 @@ def calls_in(
     if isinstance(value, Call):
         return [value]
     if isinstance(value, dict) and "tool_calls" in value:
-        _only(value, ("tool_calls", "role", "content"))
-        inner = value["tool_calls"]
-        found = calls_in(inner, budget) if isinstance(inner, list) else None
-        if found is None:
-            raise Unreadable("not_json", "tool_calls that are not a list of calls")
-        return found
+        return _wrapped(value, budget)
     if isinstance(value, dict):
         return [call_of(value, budget)] if value.keys() & CALL_KEYS else None
+    while isinstance(value, list) and len(value) == 1 and isinstance(value[0], list) and value[0]:
+        value = value[0]  # a pair of brackets too many
     if not isinstance(value, list):
         return None
     about = [isinstance(v, Call) or (isinstance(v, dict) and bool(v.keys() & (CALL_KEYS - {"tool_calls"}))) for v in value]
@@ -288,8 +302,14 @@ def calls_in(
 
 # %% ../../../nbs/tasks/function_calling/parser.ipynb #8b3ea8f1
 PLACES = {
-    "tool_call": "<tool_call> … </tool_call>, one or several (Hermes, Qwen); the last may be unclosed",
+    "tool_call": "<tool_call> … </tool_call>, one or several (Hermes, Qwen, GLM); the last may be unclosed",
     "functioncall": "<functioncall> …, in the same way (Glaive)",
+    "tagged": "<function=…> or <invoke name=…>, with a <parameter> for each argument (Qwen3-Coder, Nemotron, MiniMax, Muse)",
+    "harmony": "to=functions.… and JSON (gpt-oss)",
+    "gemma": "call:…{…} with strings in tokens of their own (Gemma 4, FunctionGemma)",
+    "deepseek": "<｜tool▁call▁begin｜> …, a name and JSON (DeepSeek V3, R1, V3.1)",
+    "kimi": "<|tool_call_begin|> functions.…:0 … (Kimi K2)",
+    "mistral": "[TOOL_CALLS] or nothing, a name, [ARGS] or nothing, and JSON (Mistral since 2025)",
     "python_tag": "everything after <|python_tag|> (Llama); objects may be separated by ;",
     "tool_calls": "everything after [TOOL_CALLS] (Mistral)",
     "fence": "between lines that begin with ```, in any language",
@@ -303,8 +323,7 @@ END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|en
 
 def without_end_tokens(text: str) -> str:
     "The part of a message that counts: without thoughts, end-of-turn tokens and surrounding white space."
-    _, _, text = text.rpartition("</think>")
-    text = text.partition("<think>")[0].strip()
+    text = without_thoughts(text).strip()
     for _ in END_TOKENS:  # a few; thousands of them are no honest ending
         for end in END_TOKENS:
             text = text.removesuffix(end).rstrip()
@@ -333,9 +352,9 @@ def _between(text: str, edges: Iterable[tuple[int, int, bool, bool]]) -> Iterato
     if start is not None:
         yield TextPart(start, len(text), False)
 
-
+# %% ../../../nbs/tasks/function_calling/parser.ipynb #5102f222
 def text_parts(text: str, place: str) -> Iterator[TextPart]:
-    "The parts of a text that belong to a place, a key of `PLACES`."
+    "The parts of a text that belong to a place, a key of `PLACES` whose parts are searched."
     if place in TAGS:
         tags = TAGS[place].finditer(text)
         yield from _between(text, ((m.start(), m.end(), m[0][1] == "/", m[0][1] != "/") for m in tags))
@@ -351,7 +370,7 @@ def text_parts(text: str, place: str) -> Iterator[TextPart]:
 OPENING, BRACKETS = re.compile(r"[\[{]"), re.compile(r"[\[\]{}]")
 NAMED = re.compile(r"\b(?:name|function|tool_calls|arguments|parameters)\b[\"'“”‘’`]?+[ \t\r\n]*+:")
 BARE = re.compile(r"[ \t\r\n]*+[^\W\d][\w.]*+\([ \t\r\n]*+(?:\)|[^\W\d]\w*+[ \t\r\n]*+=(?!=))")
-LISTED_CALL = re.compile(r"\[[ \t\r\n]*+[^\W\d][\w.]*+\(")
+LISTED_CALL = re.compile(r"(?:\[[ \t\r\n]*+)++[^\W\d][\w.]*+\(")
 
 
 def bare_calls(r: Reader) -> list[Call]:
@@ -398,15 +417,196 @@ def scan(r: Reader) -> list[Call] | None:
             calls += found
     return calls if about_calls else None
 
-# %% ../../../nbs/tasks/function_calling/parser.ipynb #c77caed0
-def calls_at(text: str, place: str, budget: Budget) -> list[Call] | None:
+# %% ../../../nbs/tasks/function_calling/parser.ipynb #0f2380dd
+def declared_types(
+    schema: Any,  # JSON schema of a parameter
+) -> set[str]:
+    "The JSON types that a schema allows; empty if it names none."
+    types: set[str] = set()
+    whole = schema if isinstance(schema, dict) else {}
+    for part in [whole, *(whole.get("anyOf") or []), *(whole.get("oneOf") or [])]:
+        own = part.get("type") if isinstance(part, dict) else None
+        types |= {t for t in (own if isinstance(own, list) else [own]) if isinstance(t, str)}
+    return types
+
+
+def unquoted(
+    text: str,  # as written between tags
+    schema: Any,  # JSON schema of the parameter; None if none is known
+    budget: Budget,
+) -> Any:
+    "The value of an argument that is written without quotes."
+    types = declared_types(schema)
+    if "string" in types and not ("null" in types and text == "null"):
+        return text
+    try:
+        return read_whole(text, budget)
+    except Unreadable as e:
+        if e.error == "too_long":
+            raise
+        return text
+
+# %% ../../../nbs/tasks/function_calling/parser.ipynb #6d5afd32
+TAG = re.compile(
+    r"<(?P<closes>/?)(?:[a-z]{1,20}:)?(?P<kind>function|invoke|parameter)"
+    r"(?:=(?P<word>[^<>\n]{1,200})|[ ]name=\"(?P<quoted>[^\"<>\n]{1,200})\")?>"
+)
+Tools = Mapping[str, Any]
+"Name of each tool at hand -> the JSON schema of its parameters."
+
+
+def _closed_call(name: str, given: list[tuple[str, Any]], body: str, budget: Budget) -> Call:
+    "The call that a closing tag ends: of its parameters, or of the JSON between its tags."
+    if given or not body.strip():
+        return Call(name, _distinct(given))
+    arguments = read_whole(body, budget)
+    if not isinstance(arguments, dict):
+        raise Unreadable("not_json", "arguments that are not an object")
+    return Call(name, arguments)
+
+
+def _layout(text: str) -> str:
+    "A text without one line break at each end."
+    return text.removeprefix("\n").removesuffix("\n")
+
+# %% ../../../nbs/tasks/function_calling/parser.ipynb #5c37d820
+def tagged_calls(r: Reader, tools: Tools) -> list[Call] | None:
+    "The calls in tags up to the reader's end; None if no tag begins one."
+    calls: list[Call] = []
+    name = key = ""  # of the call and of the parameter that are open
+    given: list[tuple[str, Any]] = []
+    start = r.pos
+    for tag in TAG.finditer(r.text, r.pos, r.end):
+        r.budget.spend(3)
+        label, opens = (tag["word"] or tag["quoted"] or "").strip(" \"'"), not tag["closes"]
+        if key:  # nothing but its end counts
+            if tag["kind"] == "parameter" and not opens:
+                value = r.text[start : tag.start()]
+                value = _layout(value) if r.text[start - 2] != '"' else value
+                given.append((key, unquoted(value, _schema(tools, name, key), r.budget)))
+                key = ""
+        elif opens and tag["kind"] != "parameter" and label:
+            if name:
+                raise Unreadable("not_json", f"the call of {name[:40]!a} is not closed")
+            name, given, start = label, [], tag.end()
+        elif name and opens and label:
+            key, start = label, tag.end()
+        elif name and not opens and tag["kind"] != "parameter":
+            calls.append(_closed_call(name, given, r.text[start : tag.start()], r.budget))
+            name = ""
+    if name:
+        raise Unreadable("not_json", f"the call of {name[:40]!a} is not closed")
+    return calls or None
+
+# %% ../../../nbs/tasks/function_calling/parser.ipynb #44be0fc2
+def _schema(tools: Tools, name: str, key: str) -> Any:
+    "The schema of a tool's parameter; None if it is not known."
+    parameters = tools.get(name)
+    properties = parameters.get("properties") if isinstance(parameters, dict) else None
+    return properties.get(key) if isinstance(properties, dict) else None
+
+# %% ../../../nbs/tasks/function_calling/parser.ipynb #0ffc6b4a
+def keyed_call(r: Reader, tools: Tools) -> list[Call] | None:
+    "The call in GLM's form that fills the text up to the reader's end; None if it is another form."
+    head, *pieces = r.text[r.pos : r.end].split("<arg_key>")
+    name, given = head.strip(), []
+    if not pieces and name not in tools:
+        return None
+    for piece in pieces:
+        r.budget.spend(3)
+        key, _, value = piece.partition("</arg_key>")
+        value = value.strip()
+        if not (value.startswith("<arg_value>") and value.find("</arg_value>") == len(value) - 12):
+            raise Unreadable("not_json", f"no value for {key[:40]!a}")
+        given.append((key.strip(), unquoted(value[11:-12], _schema(tools, name, key.strip()), r.budget)))
+    if not name:
+        raise Unreadable("not_json", "a call without a name")
+    return [Call(name, _distinct(given))]
+
+# %% ../../../nbs/tasks/function_calling/parser.ipynb #b96d8c6f
+HEADS = {
+    "harmony": r"\bto=(?P<marked>functions\.)?(?P<name>[\w.-]{1,200}?)(?:<\|channel\|>)?(?:commentary|analysis)?[ \t]*"
+    r"(?:(?:<\|constrain\|>)?json[ \t]*(?:<\|message\|>)?|<\|message\|>)(?=\{)",
+    "gemma": r"(?P<marked><\|tool_call>|<start_function_call>)?\bcall:(?P<name>[^\s{}<>:]{1,200})(?=\{)",
+    "deepseek": r"(?P<marked><｜tool▁call▁begin｜>)(?:function<｜tool▁sep｜>)?(?P<name>[^<>`{}\n]{1,200})"
+    r"(?:<｜tool▁sep｜>|\n```json\n)(?=\{)",
+    "kimi": r"(?P<marked><\|tool_call_begin\|>)[ ]?(?:functions\.)?(?P<name>[\w.-]{1,200}?)(?::\d{1,6})?[ ]?"
+    r"<\|tool_call_argument_begin\|>[ ]?(?=\{)",
+    "mistral": r"(?:(?P<marked>\[TOOL_CALLS\])[ ]?|\A|(?<=\})\n?)(?P<name>[^\W\d][\w.-]{0,199})"
+    r"(?:\[CALL_ID\]\w{1,64})?(?:\[ARGS\])?(?=\{)",
+}
+_HEADS = {place: re.compile(pattern) for place, pattern in HEADS.items()}
+_HINTS = {"harmony": "to=", "gemma": "call:", "deepseek": "<｜tool▁call▁begin｜>", "kimi": "<|tool_call_begin|>"}
+_GLUED = re.compile(r"[^\W\d][\w.-]{0,199}(?:\[ARGS\])?\{")
+QUOTE = re.compile(r'<\|"\|>|<escape>')
+BARE_KEY = re.compile(r"([{,][ \n]*+)([^\W\d][\w.-]*+)(?=:)")
+
+
+def quoted(text: str) -> str:
+    "Gemma's notation as JSON; unchanged if a string is not closed."
+    pieces = QUOTE.split(text)
+    if len(pieces) % 2 == 0:
+        return text
+    return "".join(json.dumps(p) if i % 2 else BARE_KEY.sub(r'\1"\2"', p) for i, p in enumerate(pieces))
+
+# %% ../../../nbs/tasks/function_calling/parser.ipynb #2d0e72cb
+def headed_calls(text: str, place: str, budget: Budget, tools: Tools) -> list[Call] | None:
+    "The calls at a place of `HEADS`; None if there is none. Most texts lack even the words that such a form needs."
+    if not (_HINTS[place] in text if place in _HINTS else "[TOOL_CALLS]" in text or _GLUED.match(text)):
+        return None
+    head = _HEADS[place].search(text)
+    if head and place == "gemma":
+        head = _HEADS[place].search(text := quoted(text))
+    calls: list[Call] = []
+    while head:
+        budget.spend(3)
+        end = head.end()
+        if head["marked"] or head["name"] in tools:
+            r = Reader(text, end, len(text), budget)
+            calls.append(Call(head["name"], read_value(r, *r.take())))
+            end = r.pos
+        head = _HEADS[place].search(text, end)
+    return calls or None
+
+# %% ../../../nbs/tasks/function_calling/parser.ipynb #83aa7092
+NAMED_ONLY = re.compile(
+    r"^[ \t]*+\[+(?P<list>[^\[\]\n]{1,1000})\]+[ \t.]*+$"
+    r"|</?(?P<tag>[^\s<>/=|]{1,200})(?=[\s/>=])"
+    r"|\{\s*+[\"'](?P<key>[^\"'\n]{1,200})[\"']\s*+:",
+    re.M,
+)
+
+
+def named_only(text: str, tools: Tools) -> str:
+    "The first tool that is named in brackets or tags; empty if none is."
+    for found in NAMED_ONLY.finditer(text):
+        inside = found["list"].split(",") if found["list"] else [found["tag"] or found["key"]]
+        names = [name.strip(" \t\"'`") for name in inside]
+        if all(name in tools for name in names):
+            return names[0]
+    return ""
+
+# %% ../../../nbs/tasks/function_calling/parser.ipynb #654a5db1
+def calls_in_part(r: Reader, place: str, tools: Tools) -> list[Call] | None:
+    "The calls in a part of a text, in whichever form; None if nothing there is about calls."
+    if place == "tool_call" and (begins := r.text[r.pos : r.end].lstrip()[:1]) not in ("[", "{"):
+        found = tagged_calls(r, tools) if begins == "<" else keyed_call(r, tools)
+        if found is not None:
+            return found
+    return bare_calls(r) if BARE.match(r.text, r.pos, r.end) else scan(r)
+
+
+def calls_at(text: str, place: str, budget: Budget, tools: Tools) -> list[Call] | None:
     "The calls at a place, a key of `PLACES`; None if nothing there is about calls."
+    if place in HEADS:
+        return headed_calls(text, place, budget, tools)
+    if place == "tagged":
+        return tagged_calls(Reader(text, 0, len(text), budget), tools)
     calls: list[Call] = []
     about_calls = False
     for part in text_parts(text, place):
         budget.spend(5)
-        r = Reader(text, part.start, part.end, budget)
-        found = bare_calls(r) if BARE.match(text, part.start, part.end) else scan(r)
+        found = calls_in_part(Reader(text, part.start, part.end, budget), place, tools)
         if found is None and part.closed:
             raise Unreadable("not_json", f"no call in <{place}> … </{place}>")
         about_calls |= found is not None
@@ -414,8 +614,14 @@ def calls_at(text: str, place: str, budget: Budget) -> list[Call] | None:
     return calls if about_calls else None
 
 # %% ../../../nbs/tasks/function_calling/parser.ipynb #66f0b8a2
+JSON_MESSAGE = re.compile(r"\{|\[(?!TOOL_CALLS\])")
+JSON_PLACES = tuple(p for p in PLACES if p not in ("tagged", *HEADS))
+"Where calls are looked for in a message that begins as JSON: what looks like a tag or a head stands inside a string there."
+
+
 def parse_calls(
     text: str,  # the model's whole message, nothing of the prompt
+    tools: Tools | None = None,  # those at hand; without them no value in tags gets its type, and no bare name is seen
 ) -> ParsedCalls:
     "The calls in a message; never raises, whatever the text."
     if isinstance(text, str) and len(text) > MAX_CALL_CHARS:
@@ -424,12 +630,14 @@ def parse_calls(
     if not text:
         return ParsedCalls(error="no_call", detail="an empty message, or nothing but thoughts")
     try:
-        for place in PLACES:
-            calls = calls_at(text, place, budget)
+        for place in PLACES if not JSON_MESSAGE.match(text) else JSON_PLACES:
+            calls = calls_at(text, place, budget, tools or {})
             if calls:
                 return ParsedCalls(tuple(calls), style=place)
             if calls is not None:
                 return ParsedCalls(error="no_call", style=place, detail="says that there is no call")
     except Unreadable as e:
         return ParsedCalls(error=e.error, style=place, detail=str(e))
+    if name := named_only(text, tools or {}):
+        return ParsedCalls(error="not_json", style="text", detail=f"{name[:40]!a} in brackets or tags, and no call")
     return ParsedCalls(error="no_call", style="text", detail="no call in the message")

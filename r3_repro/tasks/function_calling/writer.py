@@ -14,7 +14,10 @@ from typing import Any
 from r3_repro.tasks.function_calling.parser import JSON_WORDS, Call
 
 # %% ../../../nbs/tasks/function_calling/writer.ipynb #39af7bf9
-MARKUP = re.compile(r"<(?=/?(?:think|tool_call|functioncall)>|\|)|\[(?=TOOL_CALLS\])")
+MARKUP = re.compile(
+    r"<(?=/?(?:think(?:ing)?|tool_call|functioncall|channel\|)>|[|｜])|<(?=/?(?:[a-z]{1,20}:)?(?:function|invoke|parameter)\b)"
+    r"|\[(?=TOOL_CALLS\]|/?THINK\])"
+)
 IDENTIFIER = re.compile(r"[^\W\d]\w*")
 
 
