@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from tqdm.auto import tqdm
 
 from r3_repro.reporting.plots import new_figure, save_figure
-from r3_repro.runs.identity import ensure_identity, source_hash
+from r3_repro.runs.identity import check_identity, ensure_identity, source_hash
 from r3_repro.runs.layout import Run, write_manifest
 from r3_repro.tasks.base import Problem, get_task
 from r3_repro.utils.errors import SettingsError
@@ -118,19 +118,22 @@ def _make(run: Run) -> None:
 # %% ../nbs/data.ipynb #bee97726
 def prepare(run: Run) -> dict[str, Any]:
     "Make, check and store the splits of a run, once; returns the summary. `SettingsError` if the folder contains others."
-    ensure_identity(run.dataset, dataset_identity(run), remove=f"{run.task_dir} (all that is in it rests on the problems)")
+    remove = f"{run.task_dir} (all that is in it rests on the problems)"
+    whose = (run.dataset, dataset_identity(run), remove, ["manifest.json"])
     manifest = run.dataset / "manifest.json"
+    check_identity(*whose)
     if not manifest.is_file():
         with locked(run.dataset):
-            if not manifest.is_file():  # another process may have made them just now
+            ensure_identity(*whose)  # another process may have made them just now
+            if not manifest.is_file():
                 _make(run)
-    return json.loads((run.dataset / "summary.json").read_text())
+    return json.loads((run.dataset / "summary.json").read_text(encoding="utf-8"))
 
 # %% ../nbs/data.ipynb #d6dda873
 def dataset_hashes(run: Run) -> dict[str, str]:
     "Hashes of source and splits (`source`, `train`, `test`), for the identity of what is made from them."
     prepare(run)
-    known = json.loads((run.dataset / "manifest.json").read_text())["hashes"]
+    known = json.loads((run.dataset / "manifest.json").read_text("utf-8"))["hashes"]
     return {k: known[k] for k in ("source", "train", "test")}
 
 # %% ../nbs/data.ipynb #e3f740e2
@@ -177,7 +180,7 @@ def make_datasets(
 ) -> list[Path]:
     "Write the histograms of a model's problems into its folder `figures`; returns the files."
     own = folder / "dataset"  # a study of problems that have changed since keeps its summary with its model
-    summary = json.loads(((own if own.is_dir() else folder.parent / "dataset") / "summary.json").read_text())
+    summary = json.loads(((own if own.is_dir() else folder.parent / "dataset") / "summary.json").read_text("utf-8"))
     if not summary["train"].get("histograms"):
         return []
     return save_figure(plot_histograms(summary), folder / "figures", "histograms")

@@ -25,7 +25,7 @@ from r3_repro.mining.selection import choose, failure_rule, plot_funnel
 from r3_repro.mining.stopping import fit_rates, plot_modes, rate_grid, stopping_points
 from r3_repro.mining.store.reader import Outcomes, connect, fetch, read_outcomes
 from r3_repro.reporting.plots import new_figure, save_figure
-from r3_repro.runs.identity import ensure_identity
+from r3_repro.runs.identity import check_identity
 from r3_repro.runs.layout import Run, write_manifest
 from r3_repro.tasks.base import Problem, get_task
 from r3_repro.utils.errors import SettingsError
@@ -104,7 +104,7 @@ def _is_mined(run: Run, rule: dict[str, Any]) -> bool:
     manifest, kept_file = run.failures / "manifest.json", run.failures / "failures.parquet"
     if not (manifest.is_file() and kept_file.is_file() and (run.failures / "summary.json").is_file()):
         return False
-    known = json.loads(manifest.read_text())
+    known = json.loads(manifest.read_text("utf-8"))
     return known.get("rule") == rule and known["hashes"]["failures"] == file_hash(kept_file)
 
 # %% ../../nbs/mining/failures.ipynb #6d21f225
@@ -117,7 +117,7 @@ def mine(
     problems = load_split(run, "train")
     folder, kept_file = run.failures / "attempts", run.failures / "failures.parquet"
     rule = asdict(failure_rule(p)) | {"mode": p.mining_mode, "samples": p.attempts_per_problem, "width": p.decided_width}
-    ensure_identity(folder, mining_identity(run), remove=str(run.failures))
+    check_identity(folder, mining_identity(run), remove=str(run.failures))
     if _is_mined(run, rule):
         return pd.read_parquet(kept_file)
     with locked(run.failures):
@@ -174,7 +174,7 @@ def make_failures(
     folder: Path,  # <root>/<profile>/<task>/<model>
 ) -> list[Path]:
     "The figures of a model's failures, into its figures; the files that were written."
-    summary = json.loads((folder / "failures" / "summary.json").read_text())
+    summary = json.loads((folder / "failures" / "summary.json").read_text("utf-8"))
     made = save_figure(plot_failures(summary), folder / "figures", "failures")
     if summary["rule"].get("mode", "paper") == "paper" and summary["rule"]["samples"] > 1:
         rates = pd.Series(summary["pass_rates"]).rename(float)
