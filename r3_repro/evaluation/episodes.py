@@ -21,7 +21,7 @@ import pandas as pd
 from r3_repro.analysis.results import rules_digest
 from r3_repro.config import Profile, model_path, with_first_names
 from r3_repro.data import dataset_hashes, load_split
-from r3_repro.engines.base import Completion, Engine, SamplingParams, complete, derive_seed
+from r3_repro.engines.base import LOST, Completion, Engine, SamplingParams, complete, derive_seed
 from r3_repro.engines.factory import open_engine
 from r3_repro.runs.identity import model_hash, task_hash
 from r3_repro.runs.layout import Run, model_path_for, open_run, write_manifest
@@ -160,7 +160,7 @@ def source_run(
         raise SettingsError(f"--trained-on {trained_on} --arm {run.arm}: name another task than {p.task}, and a trained arm")
     other = open_run(p.name, trained_on, p.model, run.arm, run.seed, str(run.root))
     model_path_for(other)
-    began = json.loads((other.training / "manifest.json").read_text())["hashes"]["base_model"]
+    began = json.loads((other.training / "manifest.json").read_text("utf-8"))["hashes"]["base_model"]
     if began != (base := model_hash(model_path(p))):
         raise SettingsError(f"{other.training} was trained from {began}, not from {p.model} ({base}): not the same base")
     return other
@@ -203,7 +203,7 @@ def seen_by_base(
     listed = Path(model) / "trained_on.json"
     if not listed.is_file():
         return None
-    return len({p.id for p in problems} & set(json.loads(listed.read_text()).get(task, [])))
+    return len({p.id for p in problems} & set(json.loads(listed.read_text("utf-8")).get(task, [])))
 
 # %% ../../nbs/evaluation/episodes.ipynb #680d7c2d
 def check_served(
@@ -247,7 +247,7 @@ def stored_episodes(
     table_file, manifest_file = episode_files(run, trained_on)
     if not (table_file.is_file() and manifest_file.is_file()):
         return None
-    known = json.loads(manifest_file.read_text())["hashes"]
+    known = json.loads(manifest_file.read_text("utf-8"))["hashes"]
     same = (hashes | {"episodes": file_hash(table_file)}).items() <= known.items()
     return pd.read_parquet(table_file) if same else None
 
@@ -303,5 +303,7 @@ def evaluation_summary_line(
     "One line with the result of an evaluation."
     table = accuracy_by_round(episodes)
     shown = [f"{mode}: {' → '.join(f'{x:.1%}' for x in rows.accuracy)}" for mode, rows in table.groupby("mode", sort=False)]
+    lost = int((episodes.filter(regex="_finish$") == LOST).sum().sum())
+    shown += [f"{lost:,} answers lost"] if lost else []
     last = "second" if run.profile.retries == 1 else f"{run.profile.retries + 1}th"
     return f"episodes of {episodes.arm.iloc[0]} (seed {run.seed}), first → {last} try: " + ", ".join(shown)

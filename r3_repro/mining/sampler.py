@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from r3_repro.config import Profile, model_path
 from r3_repro.data import dataset_hashes
-from r3_repro.engines.base import Completion, Engine, Request, SamplingParams, derive_seed
+from r3_repro.engines.base import LOST, Completion, Engine, Request, SamplingParams, derive_seed
 from r3_repro.engines.factory import open_engine
 from r3_repro.mining.stopping import next_samples, stopping_points
 from r3_repro.mining.store.reader import Outcomes, read_outcomes
@@ -26,7 +26,7 @@ from r3_repro.mining.store.segments import Attempt
 from r3_repro.mining.store.writer import Writer
 from r3_repro.runs.identity import model_hash, task_hash
 from r3_repro.runs.layout import Run, versions
-from r3_repro.tasks.base import Message, Problem, Task, attempt_messages, get_task
+from r3_repro.tasks.base import Message, Problem, Task, Verdict, attempt_messages, get_task
 from r3_repro.utils.errors import SettingsError
 
 # %% ../../nbs/mining/sampler.ipynb #1f31c68d
@@ -109,7 +109,8 @@ class AttemptBuilder:
         return derive_seed("attempts", self.problems[place].id)
 
     def judged(self, place: int, sample: int, c: Completion) -> Attempt:
-        v, q = self.task.verify(self.problems[place], c.text), self.problems[place]
+        q = self.problems[place]
+        v = Verdict(False, LOST) if c.finish == LOST else self.task.verify(q, c.text)
         return Attempt(place, q.id, sample, c.text, v.ok, v.error, c.tokens, c.finish)
 
 # %% ../../nbs/mining/sampler.ipynb #1c7ab06d

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from r3_repro.config import Profile
+from r3_repro.engines.base import LOST
 from r3_repro.reporting.plots import new_figure
 from r3_repro.utils.hashing import digest
 
@@ -83,7 +84,7 @@ def admissible(
     "Which failed samples may be trained on, bool like `outcomes`."
     if unknown := set(unparseable) - set(errors):
         raise ValueError(f"unparseable: there are no error types {sorted(unknown)}, only {', '.join(errors)}")
-    may = outcomes > 0
+    may = (outcomes > 0) & ~np.isin(outcomes, [k for k, name in enumerate(errors, 1) if name == LOST])
     if not rule.keep_truncated:
         may &= ~cut
     if not rule.keep_unparseable:

@@ -36,18 +36,121 @@ def letters(
     return answer
 
 
+def _with(choice: dict[str, Any] | None = None, **message: Any) -> Callable[[dict], dict]:
+    "An answer with other fields in its choice and its message."
+
+    def change(whole: dict) -> dict:
+        first = whole["choices"][0] | (choice or {})
+        return whole | {"choices": [first | ({"message": first["message"] | message} if message and "message" in first else {})]}
+
+    return change
+
+
+def _without(*names: str) -> Callable[[dict], dict]:
+    return lambda whole: whole | {"choices": [{k: v for k, v in whole["choices"][0].items() if k not in names}]}
+
+
 BROKEN: dict[str, Callable[[dict], Any]] = {
     "no choices": lambda whole: whole | {"choices": []},
     "choices missing": lambda whole: {"object": "text_completion"},
-    "no text": lambda whole: whole | {"choices": [{"finish_reason": "stop"}]},
-    "text of a wrong type": lambda whole: whole | {"choices": [whole["choices"][0] | {"text": 7, "message": {"content": 7}}]},
-    "no finish": lambda whole: whole | {"choices": [whole["choices"][0] | {"finish_reason": None}]},
-    "aborted": lambda whole: whole | {"choices": [whole["choices"][0] | {"finish_reason": "abort"}]},
-    "negative usage": lambda whole: whole | {"usage": {"completion_tokens": -3}},
-    "usage of a wrong type": lambda whole: whole | {"usage": {"completion_tokens": "3"}},
+    "choices null": lambda whole: whole | {"choices": None},
+    "an error with status 200": lambda whole: {"error": {"message": "upstream is gone", "code": 502}},
+    "no text": _without("text", "message"),
+    "message null": _with({"text": 7, "message": None}),
+    "text of a wrong type": _with({"text": 7, "message": {"content": 7}}),
+    "a part that is an image": _with({"text": 7}, content=[{"type": "text", "text": "a"}, {"type": "image_url"}]),
+    "a call without a name": _with({"text": 7}, content=None, tool_calls=[{"function": {"arguments": "{}"}}]),
+    "aborted": _with({"finish_reason": "abort"}),
+    "an unknown end": _with({"finish_reason": "tired"}),
+    "an end of a wrong type": _with({"finish_reason": 5}),
     "a list": lambda whole: [whole],
+    "a stream that breaks off": lambda whole: b'data: {"choices": [{"text": "a", "delta": {"content": "a"}}]}\n\n',
+    "a stream with an error": lambda whole: b'data: {"error": {"message": "upstream is gone"}}\n\ndata: [DONE]\n\n',
 }
 "Answers that are JSON and not what they should be."
+
+
+def _stream(whole: dict) -> bytes:
+    "The same answer as a proxy that streams sends it: a comment, two pieces, the count, the end."
+    c = whole["choices"][0]
+    text, form = (c["message"]["content"], "delta") if "message" in c else (c["text"], "text")
+    pieces = [{"delta": {"content": t}} if form == "delta" else {"text": t} for t in (text[:1], text[1:])]
+    pieces[1]["finish_reason"] = c["finish_reason"]
+    chunks = [{"choices": [p]} for p in pieces] + [{"choices": [], "usage": whole["usage"]}]
+    return (": waiting\n\n" + "".join(f"data: {json.dumps(x)}\n\n" for x in chunks) + "data: [DONE]\n\n").encode()
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "look_up", "arguments": '{"of": "x"}'}}
+AS_JSON = '[{"name": "look_up", "arguments": {"of": "x"}}]'
+PARTS = [
+    {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+    {"type": "text", "text": "4"},
+    {"type": "text", "text": "2"},
+]
+
+ODD_CHATS: dict[str, tuple[Callable[[dict], Any], str | None, str | None, str]] = {
+    **{
+        f"thoughts in {name}": (_with(content=None, **{name: "hm"}), "", None, f"no text but {name}")
+        for name in ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
+    },
+    "thoughts as details": (_with(content=None, reasoning_details=[{"text": "hm"}]), "", None, "no text but reasoning_details"),
+    "cut in its thoughts": (
+        _with({"finish_reason": "length"}, content=None, reasoning="hm"), "", "length", "no text but reasoning",
+    ),
+    "thoughts and a text": (_with(reasoning_content="hm"), None, None, ""),
+    "null": (_with(content=None), "", None, "no text"),
+    "no content": (_with({"message": {"role": "assistant"}}), "", None, "no text"),
+    "parts": (_with(content=PARTS), "42", None, ""),
+    "parts without words": (_with(content=PARTS[:1]), "", None, "no text"),
+    "no parts": (_with(content=[]), "", None, "no text"),
+    "a text in a list": (_with(content=["4", "2"]), "42", None, ""),
+    "one part": (_with(content=PARTS[1]), "4", None, ""),
+    "a refusal": (_with(content=None, refusal="I cannot."), "I cannot.", None, "refusal"),
+    "a refusal as a part": (_with(content=[{"type": "refusal", "refusal": "No."}]), "No.", None, ""),
+    "a call": (_with({"finish_reason": "tool_calls"}, content=None, tool_calls=[CALL]), AS_JSON, "stop", "tool calls"),
+    "an object as arguments": (
+        _with({"finish_reason": "tool_calls"}, content=None, tool_calls=[{"function": {"name": "f", "arguments": {"x": 1}}}]),
+        '[{"name": "f", "arguments": {"x": 1}}]', "stop", "tool calls",
+    ),
+    "broken arguments": (
+        _with(content="", tool_calls=[{"function": {"name": "f", "arguments": '{"x": '}}]),
+        '[{"name": "f", "arguments": {"x":}]', None, "tool calls",
+    ),
+    "a call of the older form": (_with(content=None, function_call=CALL["function"]), AS_JSON, None, "tool calls"),
+    "no usage": (lambda whole: {k: v for k, v in whole.items() if k != "usage"}, None, None, "tokens not counted"),
+    "usage null": (lambda whole: whole | {"usage": None}, None, None, "tokens not counted"),
+    "usage without the count": (lambda whole: whole | {"usage": {"total_tokens": 3}}, None, None, "tokens not counted"),
+    "usage of a wrong type": (lambda whole: whole | {"usage": {"completion_tokens": "3"}}, None, None, "tokens not counted"),
+    "negative usage": (lambda whole: whole | {"usage": {"completion_tokens": -3}}, None, None, "tokens not counted"),
+}  # fmt: skip
+"Chat answers that are unusual and answers: how they are made, their text and end (None = as always), what is counted."
+
+ENDS = {
+    **dict.fromkeys(
+        ("stop", "eos_token", "stop_sequence", "end_turn", "STOP", "COMPLETE", "tool_calls", "function_call"), "stop"
+    ),
+    **dict.fromkeys(("length", "max_tokens", "MAX_TOKENS", "model_length", "content_filter", "SAFETY"), "length"),
+}
+ODD: dict[str, tuple[Callable[[dict], Any], str | None, str | None, str]] = {
+    **{
+        f"end {reason}": (
+            _with({"finish_reason": reason}),
+            None,
+            end,
+            "filtered" if reason in ("content_filter", "SAFETY") else "",
+        )
+        for reason, end in ENDS.items()
+    },
+    "end null": (_with({"finish_reason": None}), None, None, ""),
+    "no end": (_without("finish_reason"), None, None, ""),
+    "several choices": (lambda whole: whole | {"choices": [{"index": 1, "text": "b"}, *whole["choices"]]}, None, None, ""),
+    "log-probabilities that nobody asked for": (_with({"logprobs": [1, None, "x"]}), None, None, ""),
+    "a stop reason of a wrong type": (_with({"stop_reason": {"x": 1}}), None, None, ""),
+    "a stream": (_stream, None, None, ""),
+    "a byte-order mark": (lambda whole: b"\xef\xbb\xbf" + json.dumps(whole).encode(), None, None, ""),
+    "white space first": (lambda whole: b"\n \n" + json.dumps(whole).encode(), None, None, ""),
+}
+"Answers of both interfaces that are unusual and answers."
 
 
 NO_HTTP = {
@@ -78,8 +181,9 @@ class FaultyServer:
     ):
         self.answer, self.models, self.context, self.tells_ids, self.tells_usage = answer, models, context, tells_ids, tells_usage
         self.knows, self.key, self.delay = knows, key, delay
-        self.fault, self.plan, self.refuse = "", list[str](), {}  # refuse: fault for prompts that hold this token id
+        self.fault, self.plan, self.refuse = "", list[str](), {}  # refuse: fault for prompts that hold this token id (or message)
         self.slow, self.message, self.headers = 30.0, "out of order", {"Retry-After-Ms": "10"}
+        self.code: int | str | None = None  # in the body of an error; None: its status
         self.lock, self.port = threading.Lock(), 0
         self.asked: list[dict] = []  # bodies, in the order of arrival
         self.given: list[tuple[Any, int]] = []  # prompt and seed of each whole answer that was sent
@@ -175,7 +279,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def error(self, status: int, message: str) -> None:
-        self.send(status, {"error": {"message": message, "type": "x", "code": status}})
+        self.send(status, {"error": {"message": message, "type": "x", "code": self.faulty.code or status}})
 
     def allowed(self) -> bool:
         if self.faulty.key and self.headers.get("Authorization") != f"Bearer {self.faulty.key}":
@@ -198,7 +302,8 @@ class _Handler(BaseHTTPRequestHandler):
         with it.lock:
             number = len(it.asked)
             it.asked.append(asked)
-            fault = next((f for token, f in it.refuse.items() if token in asked.get("prompt", [])), "")
+            prompt = asked.get("prompt") or [m["content"] for m in asked["messages"]]
+            fault = next((f for part, f in it.refuse.items() if part in prompt), "")
             fault = fault or (it.plan.pop(0) if it.plan else it.fault)
             it.under_way += 1
             it.most = max(it.most, it.under_way)
@@ -234,6 +339,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send(200, json.dumps(whole).encode()[:40], promised=99)
         if fault in BROKEN:
             return self.send(200, BROKEN[fault](whole))
+        odd = (ODD | ODD_CHATS).get(fault)
         with it.lock:
             it.given.append((asked["messages" if chat else "prompt"], asked["seed"]))
-        self.send(200, whole)
+        self.send(200, odd[0](whole) if odd else whole)
