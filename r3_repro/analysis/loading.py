@@ -191,19 +191,6 @@ def reported_rules(
     task: Task,
 ) -> tuple[str, ...]:
     "Name the verification rules under which the accuracy of a folder's episodes is reported."
-    manifests = [json.loads(file.read_text()) for file in Path(folder).glob("episodes/*.manifest.json")]
-    return tuple(r for r in task.rules if r not in LATER_RULES or any(r in m.get("rules", ()) for m in manifests))
-
-# %% ../../nbs/analysis/loading.ipynb #10302455
-LATER_RULES = {"notation"}
-"Verification rules that stored runs do not know: they are reported for runs whose manifests list them."
-
-
-def reported_rules(
-    folder: str | Path,  # <root>/<profile>/<task>/<model>
-    task: Task,
-) -> tuple[str, ...]:
-    "Name the verification rules under which the accuracy of a folder's episodes is reported."
     manifests = [json.loads(file.read_text("utf-8")) for file in Path(folder).glob("episodes/*.manifest.json")]
     return tuple(r for r in task.rules if r not in LATER_RULES or any(r in m.get("rules", ()) for m in manifests))
 
