@@ -31,7 +31,7 @@ def accuracy(
 ) -> pd.DataFrame:
     "Compute the accuracy of the first try and of two tries for each arm, mode and seed, with Wilson intervals."
     rows = []
-    for arm in arm_order(set(episodes.arm)):
+    for arm in arm_order(set(episodes.arm.unique())):
         for mode in modes_of(episodes):
             for column in ("first", "two"):
                 for seed, right in outcomes(episodes, arm, mode, column).iterrows():
@@ -153,7 +153,7 @@ def plot_accuracy(
     about: str = "",  # what the figure is about: task, model, number of problems
 ) -> Figure:
     "Draw the main figure: first try and two tries for each arm, mean over seeds with interval, one point per seed."
-    modes, arms = modes_of(episodes), arm_order(set(episodes.arm))
+    modes, arms = modes_of(episodes), arm_order(set(episodes.arm.unique()))
     means, each = means_over_seeds(episodes), accuracy(episodes)
     fig, axes = new_figure(1, len(modes), 0.9 + 0.85 * len(arms), 3.2, sharey=True)
     for ax, mode in zip(axes[0], modes, strict=True):
@@ -192,13 +192,12 @@ def require_verdicts(
 def by_rule(
     episodes: pd.DataFrame,  # from `load_episodes`
     task: Task | None,  # None: it cannot be imported here
-    rules: tuple[str, ...] = (),  # of the task, from `reported_rules`; empty: all
 ) -> pd.DataFrame:
     "Compute the accuracy under every verification rule of the task; of the stored verdicts alone without a task."
     if task is None:
         return accuracy(episodes).assign(rule="as stored")
     require_verdicts(episodes, task)
-    tables = [accuracy(rejudge(episodes, task, rule)).assign(rule=rule) for rule in rules or task.rules]
+    tables = [accuracy(rejudge(episodes, task, rule)).assign(rule=rule) for rule in task.rules]
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/analysis/accuracy.ipynb #3b0be885

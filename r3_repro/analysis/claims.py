@@ -97,7 +97,7 @@ def insufficient_data(
     "Why a comparison of these arms cannot be decided; empty if it can."
     if e.problems < LEAST_PROBLEMS:
         return f"only {e.problems} held-out problems, the rules need {LEAST_PROBLEMS}"
-    missing = [a for a in arms if a not in set(e.episodes.arm)]
+    missing = [a for a in arms if a not in e.episodes.arm.unique()]
     return f"arm {', '.join(missing)} was not run" if missing else ""
 
 
@@ -168,8 +168,8 @@ def gain_and_control(
 ) -> Decision:
     "C2: two tries are up everywhere for r3, and the control, where it was run, does not show this."
     gain = up_everywhere(e, "two tries")
-    if gain.verdict != YES or "random_reward" not in set(e.episodes.arm):
-        note = "" if "random_reward" in set(e.episodes.arm) else " (the control was not run)"
+    if gain.verdict != YES or "random_reward" not in e.episodes.arm.unique():
+        note = "" if "random_reward" in e.episodes.arm.unique() else " (the control was not run)"
         return Decision(gain.verdict, gain.ours + note)
     control = up_nowhere(e, "two tries")
     return Decision(control.verdict, gain.ours + ("" if control.verdict == YES else "; but random reward gains too"))
@@ -251,7 +251,7 @@ def needs_ability(
     text: list[str] = []
     for folder in sorted(f for f in e.folder.parent.glob("*") if has_episodes(f)):
         episodes = load_episodes(folder)
-        if "r3" in set(episodes.arm) and episodes.problem_id.nunique() >= LEAST_PROBLEMS:
+        if "r3" in episodes.arm.unique() and episodes.problem_id.nunique() >= LEAST_PROBLEMS:
             t = differences(episodes)
             t = t[(t.comparison == "two tries") & (t.arm == "r3")]
             gains = len(t) > 0 and bool(((t.p < ALPHA) & (t.difference > 0)).all())

@@ -39,7 +39,7 @@ def cells(
     "List the combinations (mode, arm, seed) in the order of the tables."
     there = e[["mode", "arm", "seed"]].drop_duplicates()
     return [
-        (m, a, int(s)) for m in modes_of(e) for a in arm_order(set(e.arm))
+        (m, a, int(s)) for m in modes_of(e) for a in arm_order(set(e.arm.unique()))
         for s in sorted(there[(there["mode"] == m) & (there.arm == a)].seed)
     ]  # fmt: skip
 
@@ -90,7 +90,7 @@ def plot_lengths(
     fig, axes = new_figure(len(modes), 2, 3.3, 2.5, sharey=True, sharex="col")
     for row, mode in zip(axes, modes, strict=True):
         for ax, unit in zip(row, ("tokens", "words"), strict=True):
-            for arm in arm_order(set(e.arm)):
+            for arm in arm_order(set(e.arm.unique())):
                 x, s = np.sort(pick(e, mode, arm)[unit].to_numpy()), arm_style(arm)
                 if not len(x):
                     continue
@@ -138,7 +138,7 @@ def success_by_length(
         edges = np.unique(np.floor(of_mode.tokens.quantile(np.linspace(0, 1, bins + 1)).to_numpy()))
         edges = np.array([edges[0] - 1, *edges[1:]]) if len(edges) > 1 else np.array([edges[0] - 1, edges[0]])
         edges[-1] = max(edges[-1], of_mode.tokens.max())
-        for arm in arm_order(set(e.arm)):
+        for arm in arm_order(set(e.arm.unique())):
             these = pick(e, mode, arm)
             for low, high in itertools.pairwise(edges):
                 inside = these[(these.tokens > low) & (these.tokens <= high)]

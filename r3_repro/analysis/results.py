@@ -38,16 +38,7 @@ from r3_repro.analysis.differences import (
     readable_differences,
 )
 from r3_repro.analysis.forgetting import claim_c8
-from r3_repro.analysis.loading import (
-    arms_of,
-    load_episodes,
-    load_transfer,
-    modes_of,
-    outcomes,
-    recorded_rules,
-    reported_rules,
-    task_of,
-)
+from r3_repro.analysis.loading import arms_of, load_episodes, load_transfer, modes_of, outcomes, recorded_rules, task_of
 from r3_repro.analysis.reflection_effect import make_reflection_effect
 from r3_repro.analysis.reflections import lengths, reflected
 from r3_repro.analysis.repetition import repetitiveness
@@ -126,8 +117,8 @@ def make_transfer(
     return save_table(shown, folder / "tables", "transfer", caption + INTERVALS, plain) if len(shown) else []
 
 # %% ../../nbs/analysis/results.ipynb #853610dd
-SAME_RULES = {"865aea416851-fca7b627a280": "865aea416851-e55bbc7e726b"}
-"Present digest -> the digest in stored manifests, where no rule has changed, only how the rules are hashed."
+SAME_RULES = {"865aea416851-3ac93a6f1cf9": "865aea416851-e55bbc7e726b"}
+"Present digest -> the digest in stored manifests, where no rule has changed, only how they are hashed and computed."
 
 
 def rules_digest() -> str:
@@ -175,8 +166,7 @@ def make_results(
     made += save_table(each, t, "differences", caption, e.each)
     caption = f"Paired differences over seeds. {INTERVALS} The t interval is over seeds alone, for these very problems."
     made += save_table(over, t, "differences_over_seeds", caption, e.over)
-    rules = by_rule(episodes, task, reported_rules(folder, task) if task else ())
-    why = error_shares(episodes, task.errors if task else ())
+    rules, why = by_rule(episodes, task), error_shares(episodes, task.errors if task else ())
     made += save_table(readable_rules(rules), t, "accuracy", "Accuracy under each verification rule.", rules)
     if len(why):
         made += save_table(readable_errors(why), t, "errors", "Error types.", why)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats as sps
+from scipy.special import ndtri
 
 
 # %% ../../nbs/utils/stats.ipynb #4bcf3fcd
@@ -36,8 +37,9 @@ def wilson(
         raise ValueError(f"wilson: k={k} successes out of n={n} trials is impossible; need 0 <= k <= n")
     if n == 0:
         return Interval(math.nan, math.nan, math.nan)
-    ci = sps.binomtest(int(k), int(n)).proportion_ci(confidence_level=level, method="wilson")
-    return Interval(k / n, float(ci.low), float(ci.high))
+    p, z = k / n, float(ndtri(0.5 + 0.5 * level))
+    middle, half = (2 * n * p + z**2) / (2 * (n + z**2)), z / (2 * (n + z**2)) * math.sqrt(4 * n * p * (1 - p) + z**2)
+    return Interval(p, 0.0 if k == 0 else middle - half, 1.0 if k == n else middle + half)
 
 # %% ../../nbs/utils/stats.ipynb #0f35409c
 @dataclass(frozen=True)
