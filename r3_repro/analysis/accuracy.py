@@ -192,12 +192,13 @@ def require_verdicts(
 def by_rule(
     episodes: pd.DataFrame,  # from `load_episodes`
     task: Task | None,  # None: it cannot be imported here
+    rules: tuple[str, ...] = (),  # of the task, from `reported_rules`; empty: all
 ) -> pd.DataFrame:
     "Compute the accuracy under every verification rule of the task; of the stored verdicts alone without a task."
     if task is None:
         return accuracy(episodes).assign(rule="as stored")
     require_verdicts(episodes, task)
-    tables = [accuracy(rejudge(episodes, task, rule)).assign(rule=rule) for rule in task.rules]
+    tables = [accuracy(rejudge(episodes, task, rule)).assign(rule=rule) for rule in rules or task.rules]
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/analysis/accuracy.ipynb #3b0be885

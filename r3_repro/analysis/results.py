@@ -38,7 +38,16 @@ from r3_repro.analysis.differences import (
     readable_differences,
 )
 from r3_repro.analysis.forgetting import claim_c8
-from r3_repro.analysis.loading import arms_of, load_episodes, load_transfer, modes_of, outcomes, recorded_rules, task_of
+from r3_repro.analysis.loading import (
+    arms_of,
+    load_episodes,
+    load_transfer,
+    modes_of,
+    outcomes,
+    recorded_rules,
+    reported_rules,
+    task_of,
+)
 from r3_repro.analysis.reflection_effect import make_reflection_effect
 from r3_repro.analysis.reflections import lengths, reflected
 from r3_repro.analysis.repetition import repetitiveness
@@ -166,7 +175,8 @@ def make_results(
     made += save_table(each, t, "differences", caption, e.each)
     caption = f"Paired differences over seeds. {INTERVALS} The t interval is over seeds alone, for these very problems."
     made += save_table(over, t, "differences_over_seeds", caption, e.over)
-    rules, why = by_rule(episodes, task), error_shares(episodes, task.errors if task else ())
+    rules = by_rule(episodes, task, reported_rules(folder, task) if task else ())
+    why = error_shares(episodes, task.errors if task else ())
     made += save_table(readable_rules(rules), t, "accuracy", "Accuracy under each verification rule.", rules)
     if len(why):
         made += save_table(readable_errors(why), t, "errors", "Error types.", why)
