@@ -21,7 +21,7 @@ import typer
 from r3_repro.config import CONTROLS, Profile, check_names, find_home, load_profile
 from r3_repro.runs.layout import Run, open_run, root_folder
 from r3_repro.runs.preflight import preflight
-from r3_repro.utils.errors import ERROR_PREFIX, SettingsError, exit_on_user_error
+from r3_repro.utils.errors import ERROR_PREFIX, SettingsError, exit_on_user_error, show_any_text
 from r3_repro.utils.files import user_path
 
 
@@ -38,6 +38,7 @@ def _number(least: float, included: bool = False) -> Callable[[str], float]:
     return read
 
 # %% ../../nbs/workflow/cli.ipynb #de34720e
+show_any_text()  # before `--help`, which shows arrows and boxes
 app = typer.Typer(
     name="r3-repro",
     help="Replication of Reflect, Retry, Reward (arXiv 2505.24726): from problems to verdicts.",
@@ -147,7 +148,7 @@ def _mine(
     if dry_run:
         return cost.report_dry_run(run, seconds)
     failures.mine(run)
-    return failures.mining_summary_line(json.loads((run.failures / "summary.json").read_text()))
+    return failures.mining_summary_line(json.loads((run.failures / "summary.json").read_text("utf-8")))
 
 # %% ../../nbs/workflow/cli.ipynb #de0cc4af
 @run_command("train")
@@ -427,8 +428,10 @@ def _tiny_world(
     known, changed = {f.name: f.type for f in fields(Recipe)}, dict(_assignment(text) for text in recipe or [])
     if unknown := [k for k in changed if k not in known]:
         raise typer.BadParameter(f"the recipe has no {unknown[0]!r}, only {', '.join(known)}")
-    values = {k: type(getattr(Recipe(), k))(v) for k, v in changed.items()}
-    measured = build_and_measure(
-        user_path(out) if out else find_home() / "r3_repro/assets/tiny-base2", replace(Recipe(), **values), split
-    )
-    typer.echo(json.dumps(measured, indent=1, default=float))
+    with exit_on_user_error():
+        try:
+            made = Recipe(**{k: type(getattr(Recipe(), k))(v) for k, v in changed.items()})
+        except ValueError as e:
+            raise SettingsError(f"--recipe {' '.join(recipe or [])}: {e}") from e
+        folder = user_path(out) if out else find_home() / "r3_repro/assets/tiny-base2"
+        typer.echo(json.dumps(build_and_measure(folder, made, split), indent=1, default=float))

@@ -15,7 +15,7 @@ import json
 import random
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from r3_repro.config import Profile, load_profile
+from r3_repro.config import MAX_SEED, Profile, load_profile
 from r3_repro.engines.base import SamplingParams, complete
 from r3_repro.engines.hf import Transformers
 from r3_repro.evaluation.episodes import run_episodes
@@ -49,6 +49,7 @@ from r3_repro.tasks.base import (
 from r3_repro.tasks.function_calling.synthetic import habit, is_easy, possible_mistakes
 from r3_repro.tasks.suites import SKILLS, is_right, skill_corpus
 from r3_repro.tasks.tool_prompts import split_tools
+from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import timed, write_json
 from r3_repro.utils.hashing import file_hash
 
@@ -114,7 +115,14 @@ class Recipe:
     vocabulary: int = 1536  # at most
     longest_token: int = 14  # characters
 
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value, share = getattr(self, f.name), isinstance(f.default, float)
+            least, most = int(not share and f.name not in ("seed", "warmup")), 1 if share else MAX_SEED
+            if not least <= value <= most:
+                raise SettingsError(f"recipe {f.name} = {value!r}: give a number from {least} to {most}")
 
+# %% ../../nbs/workflow/tiny_world.ipynb #e8c567e5
 ABILITY: dict[str, Any] = {"right_attempt": 0.4, "hint": 1.0, "good_hint": 1.0, "stray_number": 0.0}
 "Values of the recipe that differ in phase 1."
 

@@ -59,6 +59,9 @@ def test_a_stage_takes_the_options_that_name_a_run(name: str) -> None:
         (["study", "--seeds", "0 -1"], "seed = -1 is not a whole number"),
         (["submit", "--seeds", "4294967296"], "seed = 4294967296 is not a whole number"),
         (["mine", "--set", "temperature=0"], "modes = greedy"),
+        (["tiny-world", "--recipe", "steps=0"], "recipe steps = 0: give a number from 1"),
+        (["tiny-world", "--recipe", "steps=x"], "--recipe steps=x: invalid literal"),
+        (["tiny-world", "--recipe", "skills=nan"], "recipe skills = nan: give a number from 0 to 1"),
         (["mine", "--model", "."], "lacks config.json"),
         (["results", "--profile", "smoke", "--root", "no-such-root"], "no episodes under"),
         (["figures", "--root", "no-such-root"], "nothing to make"),
@@ -66,7 +69,7 @@ def test_a_stage_takes_the_options_that_name_a_run(name: str) -> None:
     ],
 )
 def test_a_mistake_of_the_user_is_one_message_and_exit_code_2(args: list[str], said: str, tmp_path: Path) -> None:
-    more = [] if "--root" in args or args[0] == "plan" else ["--root", str(tmp_path)]
+    more = [] if "--root" in args or args[0] in ("plan", "tiny-world") else ["--root", str(tmp_path)]
     done = invoke(*args, *more)
     assert done.exit_code == 2 and said in done.stderr, done.output
     assert all(line.startswith(ERROR_PREFIX) for line in done.stderr.splitlines())
@@ -118,9 +121,9 @@ def test_the_module_is_the_same_command_and_help_loads_no_torch() -> None:
     code += "try:\n    app(prog_name='r3-repro')\nexcept SystemExit:\n    pass\n"
     code += "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules), 'help waits for them'"
     limit = patience(60)
-    one = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=limit)
+    one = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, encoding="utf-8", timeout=limit)
     two = subprocess.run(
-        [sys.executable, "-m", "r3_repro", "--help"], cwd=REPOSITORY, capture_output=True, text=True, timeout=limit
+        [sys.executable, "-m", "r3_repro", "--help"], cwd=REPOSITORY, capture_output=True, encoding="utf-8", timeout=limit
     )
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
     assert one.stdout == two.stdout and "reproduce" in two.stdout
@@ -130,7 +133,7 @@ def test_the_module_is_the_same_command_and_help_loads_no_torch() -> None:
 def test_the_shell_can_complete(shell: str) -> None:
     env = {"_R3_REPRO_COMPLETE": f"source_{shell}", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
-        [str(Path(sys.executable).with_name("r3-repro"))], env=env, capture_output=True, text=True, timeout=patience(60)
+        [str(Path(sys.executable).with_name("r3-repro"))], env=env, capture_output=True, encoding="utf-8", timeout=patience(60)
     )
     assert done.returncode == 0 and "r3" in done.stdout.lower(), done.stderr
 
@@ -140,7 +143,7 @@ def test_the_shell_can_complete(shell: str) -> None:
 
 def written() -> dict[str, str]:
     "What a reader may type: texts of the repository by path, of notebooks their cells; the changelog names what was."
-    done = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, encoding="utf-8")
     if done.returncode:
         pytest.skip(f"no clone: {done.stderr.strip()}")
     kinds, texts = (".md", ".py", ".ipynb", ".sh", ".sbatch", ".yaml", ".yml", ".ini", ".toml"), {}
@@ -149,7 +152,7 @@ def written() -> dict[str, str]:
         if name.startswith(("results/", "tests/", "r3_repro/")) or name == "CHANGELOG.md" or not file.is_file():
             continue
         if name.endswith(kinds) or file.name in ("Makefile", "Dockerfile"):
-            text = file.read_text()
+            text = file.read_text("utf-8")
             cells = json.loads(text)["cells"] if name.endswith(".ipynb") else []
             texts[name] = "\n".join("".join(c["source"]) for c in cells) if cells else re.sub(r'"[$][^"]*"', "X", text)
     return texts
@@ -187,7 +190,7 @@ def test_every_command_that_is_written_down_exists() -> None:
 def test_a_module_that_is_run_says_that_it_is_no_command(name: str) -> None:
     "It ended silently with 0, and nothing was done."
     for line in (["-m", f"r3_repro.{name}"], ["-X", "utf8", f"-mr3_repro.{name}", "-m", "x"]):
-        done = subprocess.run([sys.executable, *line], capture_output=True, text=True, timeout=patience(60))
+        done = subprocess.run([sys.executable, *line], capture_output=True, encoding="utf-8", timeout=patience(60))
         assert done.returncode == 2 and not done.stdout
         assert (
             done.stderr
@@ -199,7 +202,7 @@ def test_a_module_that_is_run_says_that_it_is_no_command(name: str) -> None:
     "line", [["-m", "r3_repro.__main__", "--help"], ["-c", "import r3_repro.config", "-m", "r3_repro.config"]]
 )
 def test_what_is_not_run_as_a_module_is_not_refused(line: list[str]) -> None:
-    done = subprocess.run([sys.executable, *line], capture_output=True, text=True, timeout=patience(60))
+    done = subprocess.run([sys.executable, *line], capture_output=True, encoding="utf-8", timeout=patience(60))
     assert done.returncode == 0, done.stderr
 
 
@@ -214,7 +217,9 @@ def test_threads_do_not_spin_and_torch_is_not_loaded_before_that_is_said() -> No
     code += "except SystemExit:\n    pass\nprint(seen)"
     env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     for given, said in ({}, "['passive']"), ({"OMP_WAIT_POLICY": "active"}, "['active']"):
-        done = subprocess.run([sys.executable, "-c", code], env=env | given, capture_output=True, text=True, timeout=patience(60))
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env | given, capture_output=True, encoding="utf-8", timeout=patience(60)
+        )
         assert done.stdout.strip() == said, done.stderr
 
 
@@ -224,6 +229,6 @@ def test_variables_that_name_folders_are_absolute_for_what_is_started(name: str,
     code += f"cli.app(['plan', '--help'], standalone_mode=False)\nprint(os.environ['{name}'])"
     for given, means in ("a/b", tmp_path / "a/b"), ("~/b", Path.home() / "b"), ("../x", tmp_path.parent / "x"):
         done = subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | {name: given}, cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, "-c", code], env=os.environ | {name: given}, cwd=tmp_path, capture_output=True, encoding="utf-8"
         )
         assert done.stdout.splitlines()[-1] == str(means), done.stderr
