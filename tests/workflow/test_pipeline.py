@@ -12,7 +12,7 @@ import nbformat
 import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
-from support import CHAPTERS, NOTEBOOKS, REPOSITORY, command, environment, patience
+from support import CHAPTERS, NOTEBOOKS, REPOSITORY, command, environment, patience, warm_python
 from test_wheel import programs, run, source, wheel  # noqa: F401
 from typer.testing import CliRunner
 
@@ -54,16 +54,22 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pipeline(root: Path, *args: str, **more: str) -> subprocess.CompletedProcess:
     args = ("-m", "r3_repro", "reproduce", "--profile", "smoke", "--root", str(root), *args)
     env = environment(root, **more)
-    return subprocess.run([sys.executable, *args], cwd=root, env=env, capture_output=True, text=True, timeout=patience(540))
+    return subprocess.run(
+        [sys.executable, *args], cwd=root, env=env, capture_output=True, encoding="utf-8", timeout=patience(540)
+    )
 
 
 @pytest.fixture(scope="module")
-def reproduced(elsewhere: Path, programs: Path) -> Path:  # noqa: F811
+def reproduced(elsewhere: Path, programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     "All chapters through the pipeline of the wheel, in a folder with nothing but settings.ini, with two arms side by side."
-    settings, n = re.subn(r"(?<=\[smoke\]\nbased_on = tiny\n)arms = r3\n", f"arms = {' '.join(ARMS)}\n", SETTINGS.read_text())
+    settings, n = re.subn(
+        r"(?<=\[smoke\]\nbased_on = tiny\n)arms = r3\n", f"arms = {' '.join(ARMS)}\n", SETTINGS.read_text("utf-8")
+    )
     assert n == 1
-    (elsewhere / "settings.ini").write_text(settings)
-    done = run([str(programs / "r3-repro"), "reproduce", "--profile", "smoke"], elsewhere, seconds=540)
+    (elsewhere / "settings.ini").write_text(settings, "utf-8")
+    with warm_python(tmp_path_factory.mktemp("warm"), str(programs / "python")) as env:
+        warm = {k: v for k, v in env.items() if k.startswith(("WARM_", "PYTHONPATH"))}
+        done = run([str(programs / "r3-repro"), "reproduce", "--profile", "smoke"], elsewhere, seconds=540, **warm)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     assert "\nC2  training lifts accuracy" in done.stdout and "everything done" in done.stdout
     assert sorted(p.name for p in elsewhere.iterdir()) == ["runs", "settings.ini"]
@@ -139,7 +145,7 @@ def test_every_result_has_its_manifest(reproduced: Path, programs: Path) -> None
     manifests += sorted(reproduced.glob("controls/*.manifest.json"))
     assert len(manifests) >= 7
     for m in manifests:
-        known = json.loads(m.read_text())
+        known = json.loads(m.read_text("utf-8"))
         for key in (
             "command",
             "profile",
@@ -152,13 +158,15 @@ def test_every_result_has_its_manifest(reproduced: Path, programs: Path) -> None
             "seconds",
         ):
             assert key in known, (m, key)
-        assert str(REPOSITORY) not in m.read_text() and str(programs.parent) not in m.read_text(), f"{m.name} names the machine"
+        assert str(REPOSITORY) not in m.read_text("utf-8") and str(programs.parent) not in m.read_text("utf-8"), (
+            f"{m.name} names the machine"
+        )
 
 
 def test_a_trained_model_carries_a_card_with_its_scores(reproduced: Path) -> None:
     card = ModelCard.load(reproduced / "training/r3-seed0/model/README.md")
     assert card.data.library_name == "transformers" and "two tries, trained minus vanilla" in card.text
-    manifest = json.loads((reproduced / "training/r3-seed0/manifest.json").read_text())
+    manifest = json.loads((reproduced / "training/r3-seed0/manifest.json").read_text("utf-8"))
     assert manifest["hashes"]["model"] in card.text and str(REPOSITORY) not in card.text
 
 
@@ -166,7 +174,7 @@ def test_two_arms_were_trained_side_by_side(reproduced: Path) -> None:
     logs = [pd.read_json(reproduced / f"training/{arm}-seed0/log.jsonl", lines=True) for arm in ARMS]
     assert [len(log) for log in logs] == [load_profile("smoke").max_steps] * 2
     assert {n.name for n in (reproduced / "notebooks").glob("03_*.ipynb")} == {f"03_train-{arm}.ipynb" for arm in ARMS}
-    assert {json.loads(m.read_text())["arm"] for m in reproduced.glob("training/*/manifest.json")} == set(ARMS)
+    assert {json.loads(m.read_text("utf-8"))["arm"] for m in reproduced.glob("training/*/manifest.json")} == set(ARMS)
     assert {f.stem for f in reproduced.glob("episodes/*.parquet")} == {"vanilla", *(f"{arm}-seed0" for arm in ARMS)}
 
 
