@@ -23,8 +23,8 @@ from r3_repro.config import Profile
 from r3_repro.runs.identity import model_hash
 from r3_repro.runs.layout import Run, model_path_for, trained_runs, write_manifest
 from r3_repro.tasks.suites import SKILLS, TASK_FOLDER, Benchmark, Item, suite_of
-from r3_repro.utils.errors import SettingsError
-from r3_repro.utils.files import atomic, locked, timed, write_json
+from r3_repro.utils.errors import SettingsError, file_system_fault
+from r3_repro.utils.files import atomic, check_writable, locked, timed, write_json
 from r3_repro.utils.hashing import digest, file_hash
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #afebb788
@@ -52,11 +52,11 @@ def questions(benchmark: Benchmark) -> str:
 
 def local_task(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
     "lm-eval's configuration of a local task, with its questions in a file in `folder` (rewritten only if they changed)."
-    config, text = yaml.safe_load((TASK_FOLDER / f"{benchmark.task}.yaml").read_text()), questions(benchmark)
+    config, text = yaml.safe_load((TASK_FOLDER / f"{benchmark.task}.yaml").read_text("utf-8")), questions(benchmark)
     path = (folder / f"{benchmark.task}.jsonl").resolve()
-    if not path.is_file() or path.read_text() != text:
+    if not path.is_file() or path.read_text("utf-8") != text:
         with atomic(path) as part:
-            part.write_text(text)
+            part.write_text(text, "utf-8")
     return config | {"dataset_kwargs": {"data_files": {"test": str(path)}}}
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #cc5fda24
@@ -97,8 +97,11 @@ def load_tasks(
     folder: Path,  # for the questions of local tasks
 ) -> tuple[list[Any], Any]:
     "The suite as lm-eval takes it, each task loaded once as a trial, and its task manager; `SettingsError` if one fails."
+    from datasets.config import HF_DATASETS_CACHE
     from lm_eval.tasks import TaskManager
 
+    if any(map(is_local, suite)):
+        check_writable(Path(HF_DATASETS_CACHE))
     manager = TaskManager(include_defaults=not all(map(is_local, suite)))  # to index lm-eval's own takes seconds
     tasks = [local_task(b, folder) if is_local(b) else b.task for b in suite]
     for benchmark, task in zip(suite, tasks, strict=True):
@@ -108,6 +111,7 @@ def load_tasks(
             remedy = "it is fetched from the hub: give this machine network, or a filled HF_HOME and HF_HUB_OFFLINE=1"
             if isinstance(e, ImportError | AssertionError) or "antlr" in str(e):
                 remedy = "its scorer is not installed: pip install 'lm-eval[math]==0.4.13'"
+            remedy = file_system_fault(e) or remedy
             detail = " ".join(str(e).split())[:300]
             raise SettingsError(
                 f"benchmark {benchmark.name} (lm-eval task {benchmark.task!r}) cannot be loaded: {remedy}. "
@@ -230,7 +234,7 @@ def is_benchmarked(
 ) -> bool:
     "Whether there is a result of these weights under this protocol, with its manifest, which is written last."
     files = folder / f"{name}.json", folder / f"{name}.manifest.json"
-    known = [json.loads(f.read_text())["hashes"] for f in files if f.is_file()]
+    known = [json.loads(f.read_text("utf-8"))["hashes"] for f in files if f.is_file()]
     return len(known) == 2 and known[0] == known[1] and hashes.items() <= known[0].items()
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #2cc4025c

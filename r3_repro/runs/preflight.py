@@ -21,7 +21,7 @@ from r3_repro.runs.hub import hub_commit
 from r3_repro.runs.layout import Run
 from r3_repro.tasks.base import get_task
 from r3_repro.utils.errors import SettingsError
-from r3_repro.utils.files import hub_revision
+from r3_repro.utils.files import check_writable, hub_revision
 
 
 # %% ../../nbs/runs/preflight.ipynb #1d14efce
@@ -150,12 +150,13 @@ def preflight(
     run: Run,
     stage: str = "",  # the only stage that will run here, a subcommand; "" = all of them
 ) -> None:
-    "Raise `SettingsError` for what would fail later: arm, task, data options, source, model, GPUs, packages, engine."
+    "Raise `SettingsError` for what would fail later: arm, task, data options, source, model, folders, GPUs, packages, engine."
     if run.arm not in (*ARMS, "vanilla"):
         close = difflib.get_close_matches(run.arm, ARMS, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise SettingsError(f"unknown arm {run.arm!r}: one of {', '.join(ARMS)}{hint}")
     path = model_path(run.profile)
+    check_writable(run.model_dir)
     _check_machine(run.profile, stage)
     if stage in ("", *_ASKING):
         _check_engine(run.profile)

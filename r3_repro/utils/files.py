@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIGNATURES', 'PATIENCE', 'PACKAGE', 'atomic', 'atomic_folder', 'write_json', 'write_parquet', 'not_utf8', 'read_text',
-           'locked', 'timed', 'clone_folder', 'user_path', 'find_home', 'resource', 'hub_revision']
+           'locked', 'timed', 'check_writable', 'clone_folder', 'user_path', 'find_home', 'resource', 'hub_revision']
 
 # %% ../../nbs/utils/files.ipynb #e53abb4b
 import codecs
@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 import r3_repro
-from r3_repro.utils.errors import SettingsError
+from r3_repro.utils.errors import SettingsError, chosen_by, file_system_fault
 
 
 # %% ../../nbs/utils/files.ipynb #160cb428
@@ -36,6 +37,9 @@ def atomic(
         with open(part, "rb") as f:
             os.fsync(f.fileno())
         part.replace(path)
+    except OSError as e:
+        e.filename = e.filename or str(path)  # a failed write does not say where it was
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -55,6 +59,9 @@ def atomic_folder(
                 os.fsync(f.fileno())
         shutil.rmtree(path, ignore_errors=True)
         part.replace(path)
+    except OSError as e:
+        e.filename = e.filename or str(path)
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -62,7 +69,7 @@ def atomic_folder(
 def write_json(path: Path, value: Any) -> None:
     "Write readable JSON atomically; numbers of numpy become floats."
     with atomic(path) as part:
-        part.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=float) + "\n")
+        part.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=float) + "\n", "utf-8")
 
 
 def write_parquet(path: Path, rows: Any) -> None:
@@ -117,11 +124,11 @@ def locked(
         lock = FileLock(file).acquire(PATIENCE if patience is None else patience, 0.1)
     except Timeout:
         raise SettingsError(
-            f"another process (id {file.read_text() or 'unknown'}) works in {folder}: "
+            f"another process (id {file.read_text('utf-8') or 'unknown'}) works in {folder}: "
             "wait until it has ended, or end it, and start again"
         ) from None
     with lock:
-        file.write_text(str(os.getpid()))
+        file.write_text(str(os.getpid()), "utf-8")
         yield
 
 # %% ../../nbs/utils/files.ipynb #ec867e10
@@ -136,6 +143,19 @@ def timed(
         yield
     finally:
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+# %% ../../nbs/utils/files.ipynb #394ace6b
+def check_writable(
+    folder: Path,  # may not exist yet
+) -> None:
+    "Raise `SettingsError` if files cannot be written to a folder, or it cannot be made; leaves nothing behind."
+    there = next(f for f in (folder, *folder.parents) if os.path.lexists(f))
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as e:
+        e.filename = str(folder)
+        said = file_system_fault(e) or f"{folder}: cannot be made in {there} ({e.strerror}); {chosen_by(str(folder))}"
+        raise SettingsError(f"cannot write to {said}") from None
 
 # %% ../../nbs/utils/files.ipynb #dcff188a
 PACKAGE = Path(r3_repro.__file__).resolve().parent
@@ -158,9 +178,13 @@ def user_path(
 def find_home(
     start: str | Path | None = None,  # where to look first; default: the current folder
 ) -> Path:
-    "The folder of your settings, runs and results, by the table above; there always is one."
+    "The folder of your settings, runs and results, by the table above; `SettingsError` if R3_HOME is no folder."
     if env := os.environ.get("R3_HOME"):
-        return user_path(env).resolve()
+        if not os.path.isdir(home := user_path(env).resolve()):
+            raise SettingsError(
+                f"R3_HOME = {env}: {home} is {'a file' if home.exists() else 'not there'}; name a folder that exists"
+            )
+        return home
     here = Path(start or Path.cwd()).resolve()
     with_settings = (folder for folder in [here, *here.parents] if os.path.isfile(folder / "settings.ini"))
     return next(with_settings, None) or clone_folder() or here
