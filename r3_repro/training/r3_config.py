@@ -18,7 +18,7 @@ LOSS_ON = ("reflection", "reflection and retry", "attempt")
 ZERO_VARIANCE = ("keep", "skip", "refill")
 "What becomes of groups whose rewards are all equal: kept (TRL), without a backward pass, replaced by others."
 
-
+# %% ../../nbs/training/r3_config.ipynb #43c900cd
 def misused_options(
     c: Any,  # an `R3Config`
 ) -> list[str]:

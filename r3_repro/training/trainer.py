@@ -317,9 +317,8 @@ def _calculate_rewards(self: R3Trainer, inputs: list, prompts: list, completions
     with timed(self.seconds, "verify"):
         rewards = super(R3Trainer, self)._calculate_rewards(inputs, answers.asked, judged, answers.ids)
     first = self.accelerator.process_index * len(inputs)
-    own, group = rewards[first : first + len(inputs)], self.args.num_generations
-    if not self.model.training:
-        group = self.num_generations_eval
+    own = rewards[first : first + len(inputs)]
+    group = self.args.num_generations if self.model.training else self.num_generations_eval
     earned = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
     self.varied = has_variance(earned, group)[first : first + len(inputs)]
     ok, paid = (own[:, 0] > 0).tolist(), earned[first : first + len(inputs)].tolist()

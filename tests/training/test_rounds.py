@@ -144,7 +144,7 @@ def test_the_verifier_alone_is_asked_between_rounds_and_may_log(tmp_path: Path) 
 
     def verifier(completions: list, log_extra: Any, log_metric: Any, **_: Any) -> list[float]:
         log_extra("words", [c[0]["content"] for c in completions])
-        log_metric("asked", 1.0)
+        log_metric("asked_before", len(asked))
         asked.append(len(completions))
         return [0.0] * len(completions)
 
@@ -155,7 +155,7 @@ def test_the_verifier_alone_is_asked_between_rounds_and_may_log(tmp_path: Path) 
     trainer = make_trainer(tmp_path, [verifier, judge], retries=2, reward_weights=[0.0, 1.0])
     trainer._generate_and_score_completions(INPUTS)
     assert asked == [8, 8, -8] and trainer.reward_funcs == [verifier, judge]
-    assert trainer._metrics["train"]["asked"] == [1.0]
+    assert trainer._metrics["train"]["asked_before"] == [1.0]  # logged once, at the end
 
 
 @pytest.mark.parametrize("retries", [1, 2])
