@@ -139,7 +139,7 @@ NAMES = {
 def measure(what: str, how: str, folder: Path, n: int) -> tuple[dict[str, Any], Any]:
     "A row of the table, and the answer."
     command = [sys.executable, __file__, "--work", what, how, str(folder), str(n)]
-    done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    done = json.loads(subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout.splitlines()[-1])
     row = {"task": NAMES[what], "attempts": n, "with": how}
     row |= {"seconds": round(done["seconds"], 1), "peak MB": round(done["peak"] / 1e6)}
     print(f"{row['task']}: {n:,} attempts, {how}: {row['seconds']} s, {row['peak MB']:,} MB", file=sys.stderr)

@@ -30,7 +30,9 @@ def seconds(command: list[str]) -> float:
 
 def heavy_modules(command: list[str]) -> list[str]:
     "Which of the heavy packages a command loads, by the interpreter's own report."
-    report = subprocess.run([sys.executable, "-X", "importtime", *command], check=True, capture_output=True, text=True).stderr
+    report = subprocess.run(
+        [sys.executable, "-X", "importtime", *command], check=True, capture_output=True, encoding="utf-8"
+    ).stderr
     loaded = {line.rpartition("|")[2].strip() for line in report.splitlines()}
     return [name for name in HEAVY if name in loaded]
 

@@ -82,7 +82,7 @@ def main() -> int:
         stated = f"  ({'within' if within else 'BEYOND'} {seconds} s and {gb:.0f} GB)" if a.profile == "tiny" else ""
         print(f"{run:6} run: {f['seconds']:7.1f} s, peak {f['peak_gb']:.2f} GB in up to {f['processes']} processes{stated}")
     if a.json:
-        Path(a.json).write_text(json.dumps(found, indent=1) + "\n")
+        Path(a.json).write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     return 0
 
 

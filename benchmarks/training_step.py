@@ -187,7 +187,9 @@ def measured(a: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(a.rounds):
         for side in SIDES:
-            done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--side", side], capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, __file__, *sys.argv[1:], "--side", side], capture_output=True, encoding="utf-8"
+            )
             if done.returncode:
                 raise SystemExit(done.stderr[-2000:])
             found[side].append(json.loads(done.stdout.strip().splitlines()[-1]))

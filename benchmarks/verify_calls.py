@@ -116,7 +116,7 @@ def main() -> None:
     )
     report("json.loads and ==", *plain)
 
-    corpus, slow = json.loads(ATTACKS.read_text()), []
+    corpus, slow = json.loads(ATTACKS.read_text("utf-8")), []
     for attack in corpus["attacks"]:
         text = "".join(piece * n for piece, n in attack["parts"]) if "parts" in attack else attack["text"]
         problem = Problem(attack["name"], corpus["problems"][attack["problem"]])

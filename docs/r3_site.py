@@ -94,7 +94,7 @@ def link_files(app: Sphinx, doctree: nodes.document) -> None:
         to = app.builder.get_relative_uri(here, f"files/{path.relative_to(HOME)}")
         if test := node.astext().partition("::")[2]:  # the label of a test: FILE::NAME
             to += f"#{test}"
-            if not re.search(rf"^def {test}\(", path.read_text(), re.M):
+            if not re.search(rf"^def {test}\(", path.read_text("utf-8"), re.M):
                 logging.getLogger(__name__).warning("%s has no %s", path.relative_to(HOME), test, location=node)
         app.env.r3_files.add(path)
         node.replace_self(nodes.reference("", "", *node.children, refuri=to, internal=True))
@@ -102,7 +102,7 @@ def link_files(app: Sphinx, doctree: nodes.document) -> None:
 
 def source_html(app: Sphinx, path: Path) -> str:
     "A text file in colours; in Python each function has its name as anchor."
-    text = path.read_text()
+    text = path.read_text("utf-8")
     try:
         language = guess_lexer_for_filename(path.name, text).aliases[0]
     except ClassNotFound:
@@ -130,7 +130,7 @@ def file_pages(app: Sphinx) -> Iterator[Page]:
     app.env.r3_files |= {HOME / "tests", *(HOME / "tests").rglob("*.py")}
     for path in sorted(app.env.r3_files):
         if path.suffix == ".md":
-            body = MARKDOWN.render(path.read_text())
+            body = MARKDOWN.render(path.read_text("utf-8"))
         else:
             body = folder_html(app, path) if path.is_dir() else source_html(app, path)
         name = str(path.relative_to(HOME))
@@ -139,7 +139,7 @@ def file_pages(app: Sphinx) -> Iterator[Page]:
 
 def definitions(file: Path) -> Iterator[str]:
     "Every public function and class of a module with the first line of its docstring, from the source alone."
-    for node in ast.parse(file.read_text()).body:
+    for node in ast.parse(file.read_text("utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             arguments = f"({ast.unparse(node.args)})" if isinstance(node, ast.FunctionDef) else ""
             summary = MARKDOWN.renderInline((ast.get_docstring(node) or "").partition("\n")[0])

@@ -54,5 +54,5 @@ def readme() -> str:
 
 
 if __name__ == "__main__":
-    (HOME / "README.md").write_text(readme())
+    (HOME / "README.md").write_text(readme(), "utf-8")
     print("README.md written")

@@ -20,10 +20,10 @@ esac
 
 def ci(folder: Path, fails: str = "") -> subprocess.CompletedProcess:
     make = folder / "make"
-    make.write_text(STAND_IN)
+    make.write_text(STAND_IN, "utf-8")
     make.chmod(0o755)
     env = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "FAILS": fails, "TMPDIR": str(folder)}
-    return subprocess.run([str(REPOSITORY / ".ci/run")], env=env, capture_output=True, text=True, timeout=patience(30))
+    return subprocess.run([str(REPOSITORY / ".ci/run")], env=env, capture_output=True, encoding="utf-8", timeout=patience(30))
 
 
 def test_what_was_left_out_is_listed_at_the_end(tmp_path: Path) -> None:

@@ -112,9 +112,9 @@ def test_the_order_of_settings_files(own_folder: Path, tmp_path: Path, monkeypat
     "An argument, `R3_SETTINGS`, the home's file, the shipped one; each is followed by the shipped one."
     shipped, named, other = REPOSITORY / "settings.ini", tmp_path / "named.ini", tmp_path / "other.ini"
     for file in (named, other):
-        file.write_text("[mine]\nbased_on = smoke\n")
+        file.write_text("[mine]\nbased_on = smoke\n", "utf-8")
     assert [f.path for f in settings_files()] == [shipped]
-    (own_folder / "settings.ini").write_text("[mine]\nbased_on = smoke\n")
+    (own_folder / "settings.ini").write_text("[mine]\nbased_on = smoke\n", "utf-8")
     assert [f.path for f in settings_files()] == [own_folder / "settings.ini", shipped]
     monkeypatch.setenv("R3_SETTINGS", str(named))
     assert [f.path for f in settings_files()] == [named, shipped]
@@ -125,7 +125,7 @@ def test_the_order_of_settings_files(own_folder: Path, tmp_path: Path, monkeypat
 
 
 def own_profile(folder: Path, text: str, name: str, **overrides: object) -> Profile:
-    (folder / "settings.ini").write_text(text)
+    (folder / "settings.ini").write_text(text, "utf-8")
     return load_profile(name, **overrides)
 
 
@@ -137,7 +137,7 @@ def test_a_few_lines_are_a_profile(own_folder: Path, installed: Path) -> None:
 
 
 def test_a_profile_of_ones_own_replaces_the_shipped_one_with_its_sections(own_folder: Path) -> None:
-    text = (REPOSITORY / "settings.ini").read_text()
+    text = (REPOSITORY / "settings.ini").read_text("utf-8")
     start, end = text.index("[tiny.countdown]"), text.index("[tiny.function_calling]")
     p = own_profile(own_folder, text[:start] + text[end:], "tiny")
     assert p.options["sizes"] != load_profile("tiny", REPOSITORY / "settings.ini").options["sizes"] == (3,)
@@ -246,7 +246,8 @@ def test_one_base_for_relative_paths(
     shutil.copytree(REPOSITORY / "r3_repro/assets/tiny-base2", here / "models" / "own")
     (here / "other.ini").write_text(
         f"[mine]\nbased_on = smoke\nmodel = {base}models/own\nsource = {base}data/own.jsonl\n"
-        f"[mine.{base}models/own]\nmax_steps = 2\n"
+        f"[mine.{base}models/own]\nmax_steps = 2\n",
+        "utf-8",
     )
     if home == "variable":
         monkeypatch.setenv("R3_HOME", str(tmp_path))
@@ -266,13 +267,13 @@ def test_one_base_for_relative_paths(
 
 def test_the_same_file_is_the_same_source_by_any_path(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "And what was stored when the name still counted is not refused."
-    (own_folder / "own.jsonl").write_text("{}")
+    (own_folder / "own.jsonl").write_text("{}", "utf-8")
     names = ["own.jsonl", "./own.jsonl", f"../{own_folder.name}/own.jsonl", str(own_folder / "own.jsonl")]
     who = [dataset_identity(open_run("smoke", source=name)) for name in names]
     assert who[1:] == who[:-1] and who[0]["source"]
     stored = {"settings": who[0]["settings"] | {"source": "own.jsonl"}, "source": who[0]["source"]}
     assert identity_diff(stored, who[3]) == []
-    (own_folder / "own.jsonl").write_text("{} ")
+    (own_folder / "own.jsonl").write_text("{} ", "utf-8")
     assert identity_diff(stored, dataset_identity(open_run("smoke", source="own.jsonl"))) == ["the source of the problems"]
     assert dataset_identity(open_run("smoke"))["settings"]["source"] == "generate"
 

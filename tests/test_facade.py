@@ -19,7 +19,7 @@ def loaded_after(code: str) -> set[str]:
     "Top-level names of the modules that a new interpreter has loaded after this code."
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys\nprint(*{{m.partition('.')[0] for m in sys.modules}})"],
-        capture_output=True, text=True, timeout=patience(60), cwd=REPOSITORY,
+        capture_output=True, encoding="utf-8", timeout=patience(60), cwd=REPOSITORY,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
@@ -71,7 +71,9 @@ def test_an_unknown_name_is_an_error_with_a_hint(name: str, hint: str) -> None:
 
 def test_a_module_that_is_not_loaded_is_named_as_one() -> None:
     ask = "import r3_repro\ntry:\n    r3_repro.planning\nexcept AttributeError as e:\n    print(e)"
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=patience(60), cwd=REPOSITORY)
+    done = subprocess.run(
+        [sys.executable, "-c", ask], capture_output=True, encoding="utf-8", timeout=patience(60), cwd=REPOSITORY
+    )
     assert "it is a module, so import r3_repro.planning first" in done.stdout, done.stderr
 
 
@@ -83,7 +85,7 @@ def test_no_name_hides_a_module() -> None:
 
 
 def test_type_checkers_are_told_the_same() -> None:
-    stub = ast.parse((REPOSITORY / "r3_repro/__init__.pyi").read_text())
+    stub = ast.parse((REPOSITORY / "r3_repro/__init__.pyi").read_text("utf-8"))
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
     said = {alias.asname: f"{node.module}:{alias.name}" for node in imports for alias in node.names}
     assert said == {name: f"r3_repro.{where}" for name, where in r3_repro._DEFINED_IN.items()}

@@ -40,7 +40,7 @@ def test_every_setting_of_the_profile_is_in_the_table_with_its_value(task: str) 
 
 def test_every_value_of_every_section_of_the_set_up_is_in_the_table() -> None:
     section, lines = "", set()
-    for line in SETTINGS.read_text().splitlines():
+    for line in SETTINGS.read_text("utf-8").splitlines():
         section = line[1 : line.index("]")] if line.startswith("[") else section
         if section.startswith("paper") and "=" in line.split("#")[0] and not line.startswith("based_on"):
             lines.add((section, line.split("=")[0].strip()))
@@ -52,10 +52,10 @@ def test_every_value_of_every_section_of_the_set_up_is_in_the_table() -> None:
 def test_a_value_without_a_source_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "settings.ini"
     for line in ("max_steps = 5", "max_steps = 5  # because", "max_steps = 5  # X: why"):
-        file.write_text(f"[other]\nmax_steps = 3\n[paper.owner/name]\n{line}\n")
+        file.write_text(f"[other]\nmax_steps = 3\n[paper.owner/name]\n{line}\n", "utf-8")
         with pytest.raises(SettingsError, match=r"\[paper.owner/name\] max_steps = 5.*end it with its source"):
             value_sources(path=file)
-    file.write_text("[other]\nmax_steps = 3\n[papers]\nmax_steps = 3\n[paper-x]\nmax_steps = 5  # ours\n")
+    file.write_text("[other]\nmax_steps = 3\n[papers]\nmax_steps = 3\n[paper-x]\nmax_steps = 5  # ours\n", "utf-8")
     assert value_sources(path=file)[0] == ValueSource("paper-x", "max_steps", "5", "ours", "")
 
 
@@ -81,7 +81,7 @@ UNKNOWN = ("max_answer_tokens", "max_reflection_tokens", "epsilon", "optim", "mo
 def sheet() -> str:
     if not SHEET.is_file():
         pytest.skip(f"no {SHEET}: the letters are not compared with the fact sheet")
-    return SHEET.read_text()
+    return SHEET.read_text("utf-8")
 
 
 def test_letters_and_values_are_those_of_the_fact_sheet(sheet: str) -> None:

@@ -27,7 +27,7 @@ def run(command: list[str], cwd: Path, seconds: float = 120, **more: str) -> sub
     "A command without the variables that would lead it to a clone, to settings, or to a network."
     env = {k: v for k, v in os.environ.items() if not k.startswith(("R3_", "PYTHON")) and k != "VIRTUAL_ENV"}
     env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=env | more, capture_output=True, text=True, timeout=patience(seconds))
+    return subprocess.run(command, cwd=cwd, env=env | more, capture_output=True, encoding="utf-8", timeout=patience(seconds))
 
 
 def checked(*args: object, **more: object) -> str:
@@ -68,7 +68,7 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (packages,) = folder.glob("lib/python*/site-packages")
     # A path that is added in this way has no .pth files of its own: the clone's editable install is not among the packages.
     others = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
-    (packages / "others.pth").write_text("\n".join(others) + "\n")
+    (packages / "others.pth").write_text("\n".join(others) + "\n", "utf-8")
     return folder / "bin"
 
 
@@ -110,7 +110,7 @@ def test_it_carries_what_is_outside_of_the_package(wheel: Path) -> None:
 def test_it_carries_the_chapters_without_outputs(wheel: Path) -> None:
     assert len(CHAPTERS) == 6
     for chapter in CHAPTERS:
-        ours, shipped = json.loads(chapter.read_text()), json.loads(content(wheel, f"r3_repro/assets/nbs/{chapter.name}"))
+        ours, shipped = json.loads(chapter.read_text("utf-8")), json.loads(content(wheel, f"r3_repro/assets/nbs/{chapter.name}"))
         assert [c["source"] for c in shipped["cells"]] == [c["source"] for c in ours["cells"]]
         assert [c["metadata"] for c in shipped["cells"]] == [c["metadata"] for c in ours["cells"]], "tags, parameters among them"
         assert not any(c.get("outputs") or c.get("execution_count") for c in shipped["cells"])
@@ -159,7 +159,7 @@ def test_runs_go_to_the_folder_where_one_is(programs: Path, empty: Path) -> None
     said = checked([str(programs / "r3-repro"), "datasets", "--profile", "smoke"], empty)
     assert said.startswith("datasets: 64 problems to train on")
     assert {p.name for p in empty.iterdir()} == {".git", "runs"}
-    manifest = json.loads((empty / "runs/smoke/countdown/dataset/manifest.json").read_text())
+    manifest = json.loads((empty / "runs/smoke/countdown/dataset/manifest.json").read_text("utf-8"))
     assert manifest["git_commit"] is None and manifest["git_dirty"] is None, "the commit of another repository"
     assert str(empty.resolve()) not in manifest["command"] and str(programs.parent) not in manifest["command"]
 
@@ -172,14 +172,14 @@ def test_settings_of_ones_own(programs: Path, empty: Path) -> None:
     shipped.read(REPOSITORY / "settings.ini")
     names = ", ".join(s for s in shipped.sections() if "." not in s)
     assert refused.returncode == 2 and f"has no profile [mine], only {names}" in refused.stderr and "paper, " in names
-    (empty / "settings.ini").write_text("[mine]\nbased_on = smoke\ntrain_size = 32\n")
-    (empty / "other.ini").write_text("[mine]\nbased_on = smoke\ntrain_size = 40\n[mine.countdown]\nhigh = 11\n")
+    (empty / "settings.ini").write_text("[mine]\nbased_on = smoke\ntrain_size = 32\n", "utf-8")
+    (empty / "other.ini").write_text("[mine]\nbased_on = smoke\ntrain_size = 40\n[mine.countdown]\nhigh = 11\n", "utf-8")
     (empty / "below").mkdir()
     assert checked(datasets, empty / "below").startswith("datasets: 32 problems")
     assert (empty / "runs/mine/countdown/dataset/manifest.json").is_file() and list((empty / "below").iterdir()) == []
     other = checked([*datasets, "--root", "others"], empty, R3_SETTINGS="other.ini")
     assert other.startswith("datasets: 40 problems")
-    stored = json.loads((empty / "others/mine/countdown/dataset/manifest.json").read_text())["profile"]
+    stored = json.loads((empty / "others/mine/countdown/dataset/manifest.json").read_text("utf-8"))["profile"]
     assert stored["options"]["high"] == 11 and stored["batch_size"] == 16
 
 
@@ -189,11 +189,11 @@ def test_a_relative_path_means_the_same_in_a_notebook(programs: Path, empty: Pat
     below = empty / "below"
     below.mkdir()
     rows = [{"target": 2 * a + b, "nums": [a, 2, b]} for a in range(1, 12) for b in range(1, 11)]
-    (below / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (below / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     options = "low = 1\nhigh = 100\ntarget_low = 1\ntarget_high = 200\n"
     (below / "own.ini").write_text(
-        f"[mine]\nbased_on = smoke\n[mine.countdown]\nsource = rows.jsonl\ntrain_size = 40\ntest_size = 8\n{options}"
+        f"[mine]\nbased_on = smoke\n[mine.countdown]\nsource = rows.jsonl\ntrain_size = 40\ntest_size = 8\n{options}", "utf-8"
     )
     checked([str(programs / "r3-repro"), "chapter", "01_datasets", "--profile", "mine"], below, R3_SETTINGS="own.ini")
     dataset = empty / "runs/mine/countdown/dataset"
-    assert json.loads((dataset / "summary.json").read_text())["train"]["problems"] == 40
+    assert json.loads((dataset / "summary.json").read_text("utf-8"))["train"]["problems"] == 40

@@ -29,7 +29,7 @@ def load_results(
 ) -> dict[str, dict[str, Any]]:
     "Read the stored benchmark results of a folder by name, `vanilla` first; empty if there are none."
     files = [f for f in sorted(folder.glob("*.json")) if not f.name.endswith(".manifest.json")]
-    results = {f.stem: json.loads(f.read_text()) for f in files}
+    results = {f.stem: json.loads(f.read_text("utf-8")) for f in files}
     order = arm_order([r["arm"] for r in results.values()])
     return dict(sorted(results.items(), key=lambda kv: (order.index(kv[1]["arm"]), kv[1]["seed"])))
 

@@ -38,7 +38,7 @@ def load_claims(
     folder: str | Path = ".",  # where to look first
 ) -> dict[str, dict[str, Any]]:
     "Read the paper's claims by id: claim, value as text, confidence, and points and model by task (our name) where known."
-    claims = json.loads((find_published(folder) / "claims.json").read_text())["claims"]
+    claims = json.loads((find_published(folder) / "claims.json").read_text("utf-8"))["claims"]
     ours = {paper.lower(): task for task, paper in PAPER_NAMES.items()}
     for c in claims:
         for key in ("points", "models"):
@@ -69,7 +69,7 @@ def load_paper_table(
     if task not in PAPER_TABLES:
         return []
     models: dict[str, dict[str, Any]] = {}
-    with open(find_published(folder) / PAPER_TABLES[task], newline="") as f:
+    with open(find_published(folder) / PAPER_TABLES[task], newline="", encoding="utf-8") as f:
         for row in csv.DictReader(f):
             value = float(row["accuracy_percent"]) if row["accuracy_percent"] else None
             cells = models.setdefault(row["model"], {"model": row["model"]})

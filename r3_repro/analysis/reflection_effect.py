@@ -56,7 +56,7 @@ def store_controls(
     (folder / "controls").mkdir(exist_ok=True)
     controls.to_parquet(folder / "controls" / f"{name}.parquet", index=False)
     hashes = {"episodes": file_hash(folder / "episodes" / f"{name}.parquet")}
-    (folder / "controls" / f"{name}.manifest.json").write_text(json.dumps({"hashes": hashes}))
+    (folder / "controls" / f"{name}.manifest.json").write_text(json.dumps({"hashes": hashes}), "utf-8")
 
 # %% ../../nbs/analysis/reflection_effect.ipynb #38c6a7a4
 RETRY = ["retry", "retry_ok", "retry_error", "retry_tokens", "retry_finish"]
@@ -72,7 +72,7 @@ def mismatch_reason(
     manifest, source = file.with_suffix(".manifest.json"), file.parents[1] / "episodes" / file.name
     if not manifest.is_file():
         return "it has no manifest, so it was not finished"
-    if not source.is_file() or json.loads(manifest.read_text())["hashes"].get("episodes") != file_hash(source):
+    if not source.is_file() or json.loads(manifest.read_text("utf-8"))["hashes"].get("episodes") != file_hash(source):
         return "it was made from other episodes than those that are stored"
     failed = pd.MultiIndex.from_frame(episodes.loc[~episodes.attempt_ok, KEY].astype(object))
     sources = table.loc[table.control == "other", [*KEY[:3], "source_id"]]

@@ -137,7 +137,7 @@ def failed_episodes(
     path = model_path_for(run)
     if not (table_file.is_file() and manifest_file.is_file()):
         raise SettingsError(f"no episodes at {table_file}: controls retry what has failed there, so evaluate first ({again})")
-    known = json.loads(manifest_file.read_text())["hashes"]
+    known = json.loads(manifest_file.read_text("utf-8"))["hashes"]
     hashes = evaluation_identity(run, path) | {"episodes": file_hash(table_file)}
     if differ := [name for name, value in hashes.items() if known.get(name) != value]:
         raise SettingsError(f"the episodes at {table_file} were made with another {', '.join(differ)}: evaluate again ({again})")
@@ -153,7 +153,7 @@ def stored_controls(
     "The stored table and which controls are in it; both empty if it is not finished or belongs to other episodes."
     table_file, manifest_file = control_files(run)
     if table_file.is_file() and manifest_file.is_file():
-        known = json.loads(manifest_file.read_text())
+        known = json.loads(manifest_file.read_text("utf-8"))
         if (hashes | {"controls": file_hash(table_file)}).items() <= known["hashes"].items():
             return pd.read_parquet(table_file), known["controls"]
     return as_controls([]), []

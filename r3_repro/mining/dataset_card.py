@@ -208,7 +208,7 @@ def _check_set(folder: Path) -> None:
     if absent := [f for f in ("README.md", "failures.parquet") if not (folder / f).is_file()]:
         raise SettingsError(f"{folder} holds no {' and no '.join(absent)}: mine failures first (chapter 02)")
     manifest = folder / "manifest.json"
-    known = json.loads(manifest.read_text()).get("hashes", {}).get("failures") if manifest.is_file() else None
+    known = json.loads(manifest.read_text("utf-8")).get("hashes", {}).get("failures") if manifest.is_file() else None
     if known and known != file_hash(folder / "failures.parquet"):
         raise SettingsError(f"{manifest} belongs to another failures.parquet: let mining finish (chapter 02)")
 

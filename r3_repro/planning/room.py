@@ -60,10 +60,10 @@ def _left(group: Path) -> float:
     "Bytes that a control group of version 1 or 2 still allows, cached files not counted; infinite without a limit."
     for limit, now, prefix in (("max", "current", ""), ("limit_in_bytes", "usage_in_bytes", "total_")):
         most, used, stat = group / f"memory.{limit}", group / f"memory.{now}", group / "memory.stat"
-        if most.is_file() and used.is_file() and most.read_text().strip().isdigit():
-            lines = map(str.split, stat.read_text().splitlines() if stat.is_file() else [])
+        if most.is_file() and used.is_file() and most.read_text("utf-8").strip().isdigit():
+            lines = map(str.split, stat.read_text("utf-8").splitlines() if stat.is_file() else [])
             cached = sum(int(n) for name, n in lines if name in (f"{prefix}inactive_file", f"{prefix}active_file"))
-            return float(most.read_text()) - float(used.read_text()) + cached
+            return float(most.read_text("utf-8")) - float(used.read_text("utf-8")) + cached
     return float("inf")
 
 
@@ -73,7 +73,7 @@ def memory_limit(
 ) -> float:
     "Bytes of main memory that this process's control groups still allow; infinite without a limit."
     groups = [root, root / "memory"]
-    for line in own.read_text().splitlines() if own.is_file() else []:
+    for line in own.read_text("utf-8").splitlines() if own.is_file() else []:
         _, kinds, path = line.split(":", 2)
         if kinds in ("", "memory"):  # version 2, version 1
             groups.append(root / kinds / path.strip("/"))

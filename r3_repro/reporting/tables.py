@@ -146,7 +146,7 @@ def with_progress(
     "Iterate with a progress bar: in the file that R3_PROGRESS names (a headless run shows it), else on stderr."
     path = os.environ.get("R3_PROGRESS")
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(path, "a")) if path else sys.stderr
+        file = stack.enter_context(open(path, "a", encoding="utf-8")) if path else sys.stderr
         yield from tqdm(items, desc=label, unit=unit, file=file, mininterval=0.5)
 
 # %% ../../nbs/reporting/tables.ipynb #de3e6b0c

@@ -39,7 +39,7 @@ def hub_commit(
         pass
     cached = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
     ref = cached / "refs" / revision
-    return ref.read_text().strip() if ref.is_file() else revision if (cached / "snapshots" / revision).is_dir() else None
+    return ref.read_text("utf-8").strip() if ref.is_file() else revision if (cached / "snapshots" / revision).is_dir() else None
 
 # %% ../../nbs/runs/hub.ipynb #819d4442
 def _check_name(name: str) -> None:

@@ -87,7 +87,7 @@ ERROR_PREFIX = "r3_repro: "
 def show_any_text() -> None:
     "Let stdout put `?` for what its encoding lacks, such as an arrow under `LC_ALL=C`, instead of ending the command."
     if isinstance(sys.stdout, io.TextIOWrapper):  # not in a notebook, where any text can be shown
-        pass
+        sys.stdout.reconfigure(errors="replace")
 
 # %% ../../nbs/utils/errors.ipynb #5f94fe45
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ def scope_line(
     folder: Path,  # results of a task
 ) -> str:
     "Say what the numbers rest on: problems, seeds, and the commit that made them."
-    manifests = [json.loads(m.read_text()) for m in sorted(folder.glob("episodes/*.manifest.json"))]
+    manifests = [json.loads(m.read_text("utf-8")) for m in sorted(folder.glob("episodes/*.manifest.json"))]
     problems = "/".join(f"{n:,}" for n in {m.get("problems") for m in manifests} if n)
     commits = sorted({m.get("git_commit", "")[:10] for m in manifests} - {""})
     seeds = _read_four_columns(folder).seed
@@ -136,7 +136,7 @@ def blind_second_sample(
     folder: Path,  # results of a task
 ) -> float:
     "Estimate from stored pass rates: after a failed attempt, the share that a second sample of the vanilla model would solve."
-    summary = json.loads((folder / "failures/summary.json").read_text())
+    summary = json.loads((folder / "failures/summary.json").read_text("utf-8"))
     samples = summary["rule"]["samples"]
     rates = [(float(rate), problems) for rate, problems in summary["pass_rates"].items()]
     solved = sum(n * (1 - rate) * rate for rate, n in rates) * samples / (samples - 1)
@@ -280,7 +280,7 @@ def check_summary() -> None:
 
 # %% ../../nbs/workflow/front_page.ipynb #46480d9b
 def _read_json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text())
+    return json.loads(file.read_text("utf-8"))
 
 
 def mining_modes_line(

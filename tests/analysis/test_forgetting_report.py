@@ -31,8 +31,8 @@ def store(root: Path) -> Path:
             tasks[skill] = {"correct": correct, "n": LIMIT, "value": correct.count("1") / LIMIT, "config": skill, "items": "i"}
         hashes = {"model": str(model), "protocol": "p", "chat_template": "c", "items": "i"}
         result = {"name": name, "arm": arm, "seed": seed, "suite": "tiny", "tasks": tasks, "hashes": hashes}
-        (folder / "forgetting" / f"{name}.json").write_text(json.dumps(result))
-        (folder / "forgetting" / f"{name}.manifest.json").write_text("{}")
+        (folder / "forgetting" / f"{name}.json").write_text(json.dumps(result), "utf-8")
+        (folder / "forgetting" / f"{name}.manifest.json").write_text("{}", "utf-8")
     return folder
 
 
@@ -76,7 +76,7 @@ def test_tables_and_figure_need_no_torch_and_come_out_byte_identical(tmp_path: P
     for part in ("one", "two"):
         folder = store(tmp_path / part)
         command = [sys.executable, "-c", NO_TORCH, str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=patience(120))
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=patience(120))
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == str(2 * len(SKILLS))
         files = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.parent.name in ("tables", "figures")]

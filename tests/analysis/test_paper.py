@@ -26,7 +26,7 @@ def test_published_values_are_those_of_the_task() -> None:
 
 
 def fact_rows(heading: str) -> list[list[str]]:
-    section = FACTS.read_text().split(heading)[1].split("\n## ")[0]
+    section = FACTS.read_text("utf-8").split(heading)[1].split("\n## ")[0]
     return [[c.strip() for c in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")][2:]
 
 
@@ -34,7 +34,7 @@ def fact_rows(heading: str) -> list[list[str]]:
 def test_published_cells_are_those_of_the_fact_sheet(heading: str, file: str) -> None:
     if not FACTS.is_file():
         pytest.skip(f"skipped: the comparison of {file} with the fact sheet, which is not at {FACTS}")
-    with open(PUBLISHED / file, newline="") as f:
+    with open(PUBLISHED / file, newline="", encoding="utf-8") as f:
         ours = {(r["model"], r["column"]): (r["accuracy_percent"], r["confidence"], r["status"]) for r in csv.DictReader(f)}
     rows = fact_rows(heading)
     assert len(ours) == 4 * len(rows)
@@ -71,7 +71,7 @@ def test_published_claims_are_those_of_the_fact_sheet() -> None:
 
 
 def training_facts() -> list[dict[str, str]]:
-    with open(PUBLISHED / "training.csv", newline="") as f:
+    with open(PUBLISHED / "training.csv", newline="", encoding="utf-8") as f:
         return list(csv.DictReader(f))
 
 
@@ -79,7 +79,7 @@ def test_published_training_is_that_of_the_fact_sheet() -> None:
     if not FACTS.is_file():
         pytest.skip(f"skipped: the comparison of training.csv with the fact sheet, which is not at {FACTS}")
     ours = {r["item"]: r for r in training_facts()}
-    table = FACTS.read_text().split("## Training\n")[1].split("\n\n")[0]
+    table = FACTS.read_text("utf-8").split("## Training\n")[1].split("\n\n")[0]
     sheet = {item: (value, letter) for item, value, letter in (re.split(r" ?\| ?", x)[1:4] for x in table.splitlines()[2:])}
     told_apart = {  # rows of the sheet that are several of ours
         "algorithm": ["algorithm", "trained weights"],
@@ -99,12 +99,12 @@ def test_published_training_is_that_of_the_fact_sheet() -> None:
 
 
 def test_published_facts_have_a_letter_and_known_sources() -> None:
-    with open(PUBLISHED / "sources.csv", newline="") as f:
+    with open(PUBLISHED / "sources.csv", newline="", encoding="utf-8") as f:
         known = {r["id"] for r in csv.DictReader(f)}
-    letters = set(json.loads((PUBLISHED / "claims.json").read_text())["confidence"])
+    letters = set(json.loads((PUBLISHED / "claims.json").read_text("utf-8"))["confidence"])
     rows = training_facts()
     for name in PAPER_TABLES.values():
-        with open(PUBLISHED / name, newline="") as f:
+        with open(PUBLISHED / name, newline="", encoding="utf-8") as f:
             rows += [r | {"value": r["accuracy_percent"]} for r in csv.DictReader(f)]
     for r in rows:
         if r["value"]:
@@ -125,7 +125,7 @@ def test_a_published_bound_is_a_note_and_no_cell() -> None:
     bounds = 0
     for task, name in PAPER_TABLES.items():
         shown = four_columns(paper_rows(task, REPOSITORY))[0].set_index("model")
-        with open(PUBLISHED / name, newline="") as f:
+        with open(PUBLISHED / name, newline="", encoding="utf-8") as f:
             for r in csv.DictReader(f):
                 if r["note"].startswith("no number"):
                     bounds += 1

@@ -62,7 +62,7 @@ def test_the_same_bytes_elsewhere_and_without_torch(made: Path, tmp_path: Path) 
     other = store(tmp_path, episodes(SMALL))
     env = {"PYTHONHASHSEED": "7", "PATH": "", "MPLCONFIGDIR": str(tmp_path / "mpl"), "HOME": str(tmp_path)}
     command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=env, timeout=patience(300))
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=REPOSITORY, env=env, timeout=patience(300))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("tables: ") == done.stdout.count("figures: ") == 1
     one, two = contents(made), contents(other)
@@ -73,7 +73,9 @@ def test_the_same_bytes_elsewhere_and_without_torch(made: Path, tmp_path: Path) 
 def test_the_analysis_loads_neither_torch_nor_a_run(tmp_path: Path) -> None:
     "Every module of the package is imported, in a new process that has torch: none of them asks for it."
     code = f"import importlib, json, sys\n[importlib.import_module(m) for m in {MODULES}]\nprint(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=patience(120))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=tmp_path, timeout=patience(120)
+    )
     loaded = set(json.loads(done.stdout))
     assert set(MODULES) <= loaded and "r3_repro.analysis.results" in MODULES
     assert {m for m in loaded if m.split(".")[0] in HEAVY} == set()
@@ -82,7 +84,7 @@ def test_the_analysis_loads_neither_torch_nor_a_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("notebook", sorted((REPOSITORY / "nbs/analysis").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_the_examples_need_neither_torch_nor_a_run(notebook: Path) -> None:
-    cells = ["".join(c["source"]) for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+    cells = ["".join(c["source"]) for c in json.loads(notebook.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
     imported = set()
     for node in ast.walk(ast.parse("\n".join(cells))):
         imported |= {a.name for a in node.names} if isinstance(node, ast.Import) else set()
@@ -103,7 +105,7 @@ def test_every_table_has_three_forms_and_every_figure_too(made: Path) -> None:
 
 def test_tables_do_not_name_the_machine(made: Path) -> None:
     for p in (made / "tables").iterdir():
-        assert str(made.parents[2]) not in p.read_text() and str(REPOSITORY) not in p.read_text()
+        assert str(made.parents[2]) not in p.read_text("utf-8") and str(REPOSITORY) not in p.read_text("utf-8")
 
 
 def test_nothing_to_make_is_an_error(tmp_path: Path) -> None:
@@ -112,11 +114,11 @@ def test_nothing_to_make_is_an_error(tmp_path: Path) -> None:
 
 
 def test_every_claim_is_judged(made: Path) -> None:
-    with open(made / "tables" / "verdicts.csv", newline="") as f:
+    with open(made / "tables" / "verdicts.csv", newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     assert list(dict.fromkeys(r["claim"] for r in rows)) == [f"C{i}" for i in range(1, 11)]
     assert {r["verdict"] for r in rows} <= {YES, NO, UNTESTABLE} and all(r["rule"] and r["ours"] for r in rows)
-    assert "no evidence about large models" in (made / "tables" / "verdicts.md").read_text()
+    assert "no evidence about large models" in (made / "tables" / "verdicts.md").read_text("utf-8")
 
 
 def test_a_changed_verifier_is_refused(tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_transfer_has_its_place_and_its_table(tmp_path: Path) -> None:
     moved = synthetic_episodes("r3", 40, 0.15, 0.9, problems=60).assign(arm="elsewhere:r3", seed=3)
     moved.to_parquet(folder / "transfer" / "elsewhere-r3-seed3.parquet")
     assert make_all_reports(tmp_path)
-    with open(folder / "tables" / "transfer.csv", newline="") as f:
+    with open(folder / "tables" / "transfer.csv", newline="", encoding="utf-8") as f:
         rows = {(r["mode"], r["trained_on"], r["arm"], r["seed"]): r for r in csv.DictReader(f)}
     row = rows["greedy", "elsewhere", "r3", "3"]
     a, b = ((episodes(problems=60), "vanilla"), (moved, "elsewhere:r3"))
@@ -160,7 +162,7 @@ def test_transfer_has_its_place_and_its_table(tmp_path: Path) -> None:
     assert float(row["two_p"]) == pytest.approx(mcnemar(before, after).p, rel=1e-4)
     assert float(row["two_change"]) == pytest.approx(paired_difference(before, after).estimate, rel=1e-4)
     assert ("greedy", "r3_repro.testing.TOY", "r3", "mean of 2") in rows and rows["greedy", "–", "vanilla", "0"]["two_p"] == ""
-    assert "elsewhere" not in (folder / "tables" / "four_columns.csv").read_text()
+    assert "elsewhere" not in (folder / "tables" / "four_columns.csv").read_text("utf-8")
     other_problems(moved).to_parquet(folder / "transfer" / "elsewhere-r3-seed3.parquet")
     with pytest.raises(ValueError, match="the same 60"):
         transfer_table(folder)
@@ -170,7 +172,7 @@ def test_tasks_are_shown_side_by_side(tmp_path: Path) -> None:
     for task, model in (("countdown", "one"), ("countdown", "two"), ("function_calling", "two")):
         store_episodes(tmp_path / "tiny" / task / model, episodes(problems=20))
     assert len(make_by_task(tmp_path, "tiny")) == 3
-    with open(tmp_path / "tiny" / "tables" / "four_columns_by_task.csv", newline="") as f:
+    with open(tmp_path / "tiny" / "tables" / "four_columns_by_task.csv", newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     ours = {(r["model"], r["arm"], r["mode"]): r for r in rows if r["source"] == "ours"}
     assert len(ours) == 2 * 2 * 2
@@ -180,7 +182,7 @@ def test_tasks_are_shown_side_by_side(tmp_path: Path) -> None:
     cells = {(r["model"], c): float(r[c]) for r in published for c in r if r[c] and c.endswith(tuple(FOUR_COLUMNS))}
     expected = {}
     for title, name in (("APIGen", "table1_apigen.csv"), ("Countdown", "table2_countdown.csv")):
-        with open(REPOSITORY / "results/published" / name, newline="") as f:
+        with open(REPOSITORY / "results/published" / name, newline="", encoding="utf-8") as f:
             for r in csv.DictReader(f):
                 if r["accuracy_percent"]:
                     expected[r["model"], f"{title}: {r['column']}"] = float(r["accuracy_percent"]) / 100
@@ -192,7 +194,7 @@ def test_chapter_05_shows_its_progress(tmp_path: Path, monkeypatch: pytest.Monke
     folder = store(tmp_path / "results", episodes(problems=20, seeds=1))
     monkeypatch.setenv("R3_PROGRESS", str(tmp_path / "progress"))
     make_reflections(folder)
-    shown = (tmp_path / "progress").read_text()
+    shown = (tmp_path / "progress").read_text("utf-8")
     assert "lengths of reflections: 100%" in shown and "repetitiveness of reflections: 100%" in shown
 
 

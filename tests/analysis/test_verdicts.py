@@ -144,7 +144,9 @@ def test_a_changed_sentence_shows(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_digest_of_the_rules_is_the_same_wherever_the_package_is(tmp_path: Path) -> None:
     shutil.copytree(Path(r3_repro.__file__).parent, tmp_path / "r3_repro", ignore=shutil.ignore_patterns("__pycache__"))
     code = "import r3_repro\nfrom r3_repro.analysis.results import rules_digest\nprint(r3_repro.__file__, rules_digest())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=patience(120))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=tmp_path, timeout=patience(120)
+    )
     assert done.stdout.split() == [str(tmp_path / "r3_repro/__init__.py"), rules_digest()], done.stderr
 
 
@@ -156,9 +158,9 @@ def test_rules_that_changed_after_the_run_are_told(tmp_path: Path) -> None:
         ("old", "Rules changed after the run"),
     ):
         for f in (folder / "episodes").glob("*.parquet"):
-            f.with_suffix(".manifest.json").write_text(json.dumps({"verdict_rules": recorded}))
+            f.with_suffix(".manifest.json").write_text(json.dumps({"verdict_rules": recorded}), "utf-8")
         make_results(folder)
-        assert says in (folder / "tables" / "verdicts.md").read_text()
+        assert says in (folder / "tables" / "verdicts.md").read_text("utf-8")
 
 
 STORED = model_folders(REPOSITORY / "results" / "studies")
@@ -170,6 +172,6 @@ def test_there_are_committed_studies() -> None:
 
 @pytest.mark.parametrize("folder", STORED, ids=lambda f: "-".join(f.parts[-3:]))
 def test_committed_verdicts_are_by_the_present_rules(folder: Path) -> None:
-    text = (folder / "tables" / "verdicts.md").read_text()
+    text = (folder / "tables" / "verdicts.md").read_text("utf-8")
     assert rules_digest() in text, "the rules have changed: run `make figures` and commit what it changes"
     assert markdown_escape(rules_note(folder)) in text

@@ -35,7 +35,7 @@ def store(root: Path, table: pd.DataFrame) -> Path:
         log = folder / "training" / f"{arm}-seed{seed}" / "log.jsonl"
         log.parent.mkdir(parents=True)
         steps = [{"step": i, "retry_success": 0.2, "reward": 0.2, "kl": 0.01 * i} for i in range(1, 21)]
-        log.write_text("".join(json.dumps(s) + "\n" for s in steps))
+        log.write_text("".join(json.dumps(s) + "\n" for s in steps), "utf-8")
     return folder
 
 

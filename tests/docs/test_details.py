@@ -19,7 +19,7 @@ def details() -> list[tuple[int, str]]:
 
 
 def functions_of(file: Path) -> set[str]:
-    return {name for name, node in definitions(file.read_text()).items() if isinstance(node, ast.FunctionDef)}
+    return {name for name, node in definitions(file.read_text("utf-8")).items() if isinstance(node, ast.FunctionDef)}
 
 
 @cache
@@ -89,7 +89,7 @@ def skipped(file: Path, test: str) -> list[str]:
     conftests = [c for folder in reversed(file.parents) if (c := folder / "conftest.py").is_file()]
     known: dict[str, ast.AST] = {}
     for source in (*conftests, file):
-        known |= definitions(source.read_text())
+        known |= definitions(source.read_text("utf-8"))
     todo, seen, found = [test, "pytestmark", *(name for name, node in known.items() if is_autouse(node))], set(), []
     while todo:
         name = todo.pop()
@@ -114,7 +114,8 @@ def test_the_search_for_skipped_tests_finds_them(tmp_path: Path) -> None:
     file.write_text(
         "needs = pytest.mark.skipif(True, reason='')\n\n@needs\ndef test_a():\n    pass\n\n"
         "def helper():\n    pytest.skip('')\n\ndef test_b():\n    helper()\n\n"
-        "@pytest.fixture\ndef real():\n    pytest.importorskip('x')\n\ndef test_c(real):\n    pass\n\ndef test_d():\n    pass\n"
+        "@pytest.fixture\ndef real():\n    pytest.importorskip('x')\n\ndef test_c(real):\n    pass\n\ndef test_d():\n    pass\n",
+        "utf-8",
     )
     assert [bool(skipped(file, f"test_{x}")) for x in "abcd"] == [True, True, True, False]
 
@@ -124,16 +125,18 @@ def test_the_search_for_skipped_tests_knows_fixtures_of_conftest(tmp_path: Path)
     (tmp_path / "below").mkdir()
     (tmp_path / "conftest.py").write_text(
         "@pytest.fixture\ndef far(near):\n    pass\n\n@pytest.fixture\ndef near():\n    pytest.skip('')\n\n"
-        "@pytest.fixture\ndef again():\n    pytest.skip('')\n"
+        "@pytest.fixture\ndef again():\n    pytest.skip('')\n",
+        "utf-8",
     )
-    (tmp_path / "below/conftest.py").write_text("@pytest.fixture\ndef again():\n    pass\n")
+    (tmp_path / "below/conftest.py").write_text("@pytest.fixture\ndef again():\n    pass\n", "utf-8")
     file = tmp_path / "below/test_x.py"
     file.write_text(
         "def test_a(far):\n    pass\n\n@pytest.mark.usefixtures('near')\ndef test_b():\n    pass\n\n"
-        "def test_c(request):\n    request.getfixturevalue('near')\n\ndef test_d(again):\n    pass\n"
+        "def test_c(request):\n    request.getfixturevalue('near')\n\ndef test_d(again):\n    pass\n",
+        "utf-8",
     )
     assert [bool(skipped(file, f"test_{x}")) for x in "abcd"] == [True, True, True, False]
-    with (tmp_path / "below/conftest.py").open("a") as f:
+    with (tmp_path / "below/conftest.py").open("a", encoding="utf-8") as f:
         f.write("\n@pytest.fixture(autouse=True)\ndef real():\n    pytest.importorskip('x')\n")
     assert skipped(file, "test_d") == ["real: importorskip"]
 

@@ -27,8 +27,8 @@ MARKDOWN = MarkdownIt("commonmark").enable("table")
 def texts(page: Path) -> list[str]:
     "The Markdown of a page: a file, or the cells and stored outputs of a notebook."
     if page.suffix != ".ipynb":
-        return [page.read_text()]
-    cells = json.loads(page.read_text())["cells"]
+        return [page.read_text("utf-8")]
+    cells = json.loads(page.read_text("utf-8"))["cells"]
     shown = [o["data"]["text/markdown"] for c in cells for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
     return ["".join(text) for text in [c["source"] for c in cells if c["cell_type"] == "markdown"] + shown]
 
@@ -88,8 +88,8 @@ def test_a_heading_is_compared_to_the_letter(tmp_path: Path) -> None:
         {"cell_type": "markdown", "source": ["# T\n", "## The `x` of *y*: 1, 2?\n", "##### Too deep"]},
         {"cell_type": "code", "source": "# No heading", "outputs": [{"data": {"text/markdown": "[to](a.md#Gone)"}}]},
     ]
-    other.write_text(json.dumps({"cells": cells}))
+    other.write_text(json.dumps({"cells": cells}), "utf-8")
     good = ["b.ipynb", "b.ipynb#The-x-of-y:-1,-2?", "b.ipynb#T", "#Here", "https://x.org/#y"]
     bad = ["b.ipynb#the-x-of-y:-1,-2?", "b.ipynb#The-x-of-y", "b.ipynb#Too-deep", "b.ipynb#No-heading", "#here", "c.md"]
-    page.write_text("# Here\n\n`[x](c.md)`\n\n" + "\n".join(f"[x]({link})" for link in good + bad))
+    page.write_text("# Here\n\n`[x](c.md)`\n\n" + "\n".join(f"[x]({link})" for link in good + bad), "utf-8")
     assert dead(page) == bad and dead(other) == ["a.md#Gone"]

@@ -22,7 +22,7 @@ def made() -> str:
 
 def test_readme_is_what_the_front_page_says_now(made: str) -> None:
     "Also after results/ has changed: the numbers of the README are read from there."
-    assert (REPOSITORY / "README.md").read_text() == made, "run `python docs/readme.py`"
+    assert (REPOSITORY / "README.md").read_text("utf-8") == made, "run `python docs/readme.py`"
 
 
 def test_the_readme_says_what_was_not_run(made: str) -> None:
@@ -63,7 +63,9 @@ def test_the_front_page_needs_no_torch() -> None:
     calls = "front.accuracy_sections(), front.verdict_table(), front.remarks(), front.measurements(), front.check_summary()"
     heavy = "{'torch', 'transformers', 'trl', 'datasets'}"
     source = f"import sys; from r3_repro.workflow import front_page as front; {calls}; assert not {heavy} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", source], cwd=REPOSITORY, capture_output=True, text=True, timeout=patience(120))
+    done = subprocess.run(
+        [sys.executable, "-c", source], cwd=REPOSITORY, capture_output=True, encoding="utf-8", timeout=patience(120)
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -80,6 +80,6 @@ def test_the_cache_knows_its_commits(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model = tmp_path / "models--owner--name"
     (model / "refs").mkdir(parents=True)
     (model / "snapshots" / COMMIT).mkdir(parents=True)
-    (model / "refs" / "v1").write_text(COMMIT)
+    (model / "refs" / "v1").write_text(COMMIT, "utf-8")
     ask = hub_commit.__wrapped__
     assert [ask("owner/name", revision=r) for r in ("v1", COMMIT, "v2")] == [COMMIT, COMMIT, None]

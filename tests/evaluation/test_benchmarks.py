@@ -65,7 +65,7 @@ def add_trained(run: Run, name: str, seed: int | None) -> Path:
         shutil.copytree(run.root / "random-llama", folder)
     else:
         random_model(folder, seed)
-    (folder.parent / "manifest.json").write_text("{}")  # written last: this training has ended
+    (folder.parent / "manifest.json").write_text("{}", "utf-8")  # written last: this training has ended
     return folder
 
 
@@ -131,7 +131,7 @@ def test_results_have_every_item_and_every_hash(examined: Run) -> None:
             assert score["n"] == len(score["correct"]) == LIMIT
             assert {"metric", "stderr", "config", "items"} <= set(score)
             assert score["value"] == pytest.approx(score["correct"].count("1") / LIMIT)
-        manifest = json.loads((examined.model_dir / "forgetting" / f"{name}.manifest.json").read_text())
+        manifest = json.loads((examined.model_dir / "forgetting" / f"{name}.manifest.json").read_text("utf-8"))
         assert manifest["stage"] == "forgetting" and manifest["hashes"] == result["hashes"]
         assert (manifest["arm"], manifest["seed"]) == (result["arm"], result["seed"])
     models = [r["hashes"]["model"] for r in results.values()]
@@ -165,11 +165,11 @@ def test_a_lost_manifest_is_made_again(examined: Run, tmp_path: Path) -> None:
     run = replace(examined, root=tmp_path)
     shutil.copytree(examined.root, tmp_path, dirs_exist_ok=True)
     folder = run.model_dir / "forgetting"
-    before = json.loads((folder / "vanilla.manifest.json").read_text())["hashes"]
+    before = json.loads((folder / "vanilla.manifest.json").read_text("utf-8"))["hashes"]
     (folder / "vanilla.manifest.json").unlink()
     kept = (folder / "r3-seed0.json").stat().st_mtime_ns
     run_benchmarks(run)
-    assert json.loads((folder / "vanilla.manifest.json").read_text())["hashes"] == before
+    assert json.loads((folder / "vanilla.manifest.json").read_text("utf-8"))["hashes"] == before
     assert (folder / "r3-seed0.json").stat().st_mtime_ns == kept
 
 
@@ -249,7 +249,7 @@ def test_the_published_benchmarks_are_lm_evals_own_and_fail_early_without_a_netw
         f"load_tasks(BENCHMARK_SUITES['paper'], Path({str(tmp_path)!r}))"
     )
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patience(300), env=env)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=patience(300), env=env)
     assert done.stdout.strip() == "[True, True, True, True]" and done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert "SettingsError: benchmark MMLU-Pro" in last and "HF_HOME" in last and "forgetting_suite" in last

@@ -99,7 +99,7 @@ def test_one_beginning_and_roles_in_turn(family: str, tokenizer: Any, monkeypatc
     from r3_repro.planning.fit import check_empty
 
     if family != "own":
-        template = (Path(trl.__file__).parent / f"chat_templates/{family}.jinja").read_text()
+        template = (Path(trl.__file__).parent / f"chat_templates/{family}.jinja").read_text("utf-8")
         monkeypatch.setattr(tokenizer, "chat_template", template)
     for control, messages in asked().items():
         roles = [m["role"] for m in messages]
@@ -176,7 +176,7 @@ def test_each_failed_problem_is_retried_once_a_control(world: Any) -> None:
         mine = [p for p in answer.given if len(p) == 5 and p[3]["content"] == said[row.mode, row.source_id]]
         assert any(f"[{row.problem_id}]" in p[0]["content"] for p in mine)
     assert table.source_id[table.control != "other"].isna().all()
-    manifest = json.loads(control_files(run)[1].read_text())
+    manifest = json.loads(control_files(run)[1].read_text("utf-8"))
     assert manifest["controls"] == list(CONTROLS) and hashes.items() <= manifest["hashes"].items()
     assert manifest["problems"] == {m: {"failed": 5, "borrowed": 5, "same_words": 0} for m in ("greedy", "sampled")}
 
@@ -188,7 +188,7 @@ def test_few_failed_problems(failed: int, borrowed: int, world: Any) -> None:
     table = make_controls(run)
     per = table.control.value_counts().to_dict()
     assert per == {c: n for c, n in {"bare": failed, "other": borrowed, "empty": failed}.items() if n}
-    problems = json.loads(control_files(run)[1].read_text())["problems"]
+    problems = json.loads(control_files(run)[1].read_text("utf-8"))["problems"]
     assert problems == ({"greedy": {"failed": failed, "borrowed": borrowed, "same_words": 0}} if failed else {})
     assert make_controls(run).equals(table) and list(table.columns) == CONTROL_COLUMNS
     found, left_out = load_controls(run.model_dir, load_episodes(run.model_dir))

@@ -303,7 +303,7 @@ def mount(folder: Path, request: pytest.FixtureRequest) -> None:
     "A real disk of 256 KB, for which root is needed."
     command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8")
     except OSError as e:
         pytest.skip(f"no small disk to fill: {e}")
     if done.returncode:

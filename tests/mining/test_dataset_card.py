@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
     write_dataset(folder, a_table(), FUNNEL, FailureRule(), ORIGIN)
     write_parquet(folder / "attempts" / "part-00000001.parquet", pd.DataFrame({"secret": ["all attempts"]}))
     for path in (folder / "attempts" / "README.md", folder / "attempts" / "summary.json", folder / ".lock", folder / "notes.txt"):
-        path.write_text("not to be uploaded")
+        path.write_text("not to be uploaded", "utf-8")
     write_json(folder / "summary.json", {"problems": 40})
     write_json(folder / "manifest.json", {"hashes": {"failures": file_hash(folder / "failures.parquet")}})
     return folder

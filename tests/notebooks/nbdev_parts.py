@@ -19,7 +19,7 @@ IMPORTED = ["r3_repro.workflow.pipeline", "r3_repro.training.train", "r3_repro.e
 
 def test_in_child(path: str) -> tuple[int, str]:
     "What nbdev-test ends with and says."
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         if (pid := os.fork()) == 0:
             for stream in (1, 2):
                 os.dup2(said.fileno(), stream)

@@ -27,7 +27,7 @@ def names(path: Path) -> str:
 
 
 def cells(notebook: Path, kind: str = "code") -> list[Cell]:
-    return [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == kind]
+    return [c for c in json.loads(notebook.read_text("utf-8"))["cells"] if c["cell_type"] == kind]
 
 
 def source(cell: Cell) -> str:
@@ -40,7 +40,7 @@ def exported(cell: Cell) -> bool:
 
 def tool(name: str, folder: Path, *args: str) -> subprocess.CompletedProcess:
     command = [str(Path(sys.executable).with_name(name)), *args]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=patience(300))
+    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", timeout=patience(300))
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -66,11 +66,11 @@ def exported_as(folder: Path) -> dict[str, str]:
             module.unlink()
     tool("nbdev-export", folder)
     tool("ruff", folder, "check", "--quiet", "--config", "export.toml", "--fix", "--unsafe-fixes", "r3_repro")
-    return {str(p.relative_to(folder / "r3_repro")): p.read_text() for p in (folder / "r3_repro").rglob("*.py")}
+    return {str(p.relative_to(folder / "r3_repro")): p.read_text("utf-8") for p in (folder / "r3_repro").rglob("*.py")}
 
 
 def test_the_package_is_what_the_notebooks_export(copied: Path) -> None:
-    ours, made = {str(p.relative_to(REPOSITORY / "r3_repro")): p.read_text() for p in PACKAGE}, exported_as(copied)
+    ours, made = {str(p.relative_to(REPOSITORY / "r3_repro")): p.read_text("utf-8") for p in PACKAGE}, exported_as(copied)
     assert made.keys() == ours.keys(), "a module without its notebook, or the other way round"
     assert [n for n in ours if ours[n] != made[n]] == [], "run `make export` and commit what it changes"
 
@@ -90,9 +90,9 @@ def test_without_the_setting_the_tag_would_be_lost(copied: Path, tmp_path: Path)
     "The guard is real: nbdev does delete the tag once `allowed_cell_metadata_keys` is gone."
     shutil.copytree(copied, tmp_path / "x")
     project = tmp_path / "x" / "pyproject.toml"
-    text = project.read_text()
+    text = project.read_text("utf-8")
     assert 'allowed_cell_metadata_keys = ["tags"]' in text
-    project.write_text(text.replace('allowed_cell_metadata_keys = ["tags"]', ""))
+    project.write_text(text.replace('allowed_cell_metadata_keys = ["tags"]', ""), "utf-8")
     chapter = tmp_path / "x" / "nbs" / CHAPTERS[0].name
     tool("nbdev-clean", tmp_path / "x", "--fname", str(chapter))
     assert tagged(chapter) == []
@@ -103,14 +103,16 @@ def test_without_the_setting_the_tag_would_be_lost(copied: Path, tmp_path: Path)
 
 def imported(module: Path) -> list[tuple[str, str]]:
     "(module, name) of every import from this package, wherever it stands in a module."
-    found = [n for n in ast.walk(ast.parse(module.read_text())) if isinstance(n, ast.ImportFrom)]
+    found = [n for n in ast.walk(ast.parse(module.read_text("utf-8"))) if isinstance(n, ast.ImportFrom)]
     assert not any(n.level for n in found), f"{module.name}: relative import"
     return [(n.module or "", a.name) for n in found if (n.module or "").split(".")[0] == "r3_repro" for a in n.names]
 
 
 def test_imports_only_run_downward() -> None:
     "The contracts in pyproject.toml, which `make lint` runs too."
-    done = subprocess.run([str(Path(sys.executable).with_name("lint-imports"))], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("lint-imports"))], cwd=REPOSITORY, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0 and "0 broken" in done.stdout, done.stdout[-3000:]
 
 
@@ -131,7 +133,7 @@ def test_no_private_name_crosses_a_package() -> None:
 def public(module: Path) -> set[str]:
     "What a module defines for others."
     found: set[str] = set()
-    for node in ast.parse(module.read_text()).body:
+    for node in ast.parse(module.read_text("utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
             found.add(node.name)
         targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
@@ -177,7 +179,7 @@ def test_only_chapters_have_parameters() -> None:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=names)
 def test_a_notebook_opens_with_title_and_subtitle(notebook: Path) -> None:
-    first = json.loads(notebook.read_text())["cells"][0]
+    first = json.loads(notebook.read_text("utf-8"))["cells"][0]
     assert first["cell_type"] == "markdown" and re.match(r"# .+\n+> .+", source(first))
 
 
@@ -203,12 +205,12 @@ def too_long(cell: Cell) -> list[str]:
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=names)
 def test_a_chapter_defines_nothing_for_the_package(chapter: Path) -> None:
     assert not [source(c) for c in cells(chapter) if exported(c)]
-    assert len(json.loads(chapter.read_text())["cells"]) <= 40
+    assert len(json.loads(chapter.read_text("utf-8"))["cells"]) <= 40
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=names)
 def test_cells_are_short_and_notebooks_too(notebook: Path) -> None:
-    assert len(json.loads(notebook.read_text())["cells"]) <= 60
+    assert len(json.loads(notebook.read_text("utf-8"))["cells"]) <= 60
     assert [x for c in cells(notebook) if exported(c) for x in too_long(c)] == [], f"more than {LIMIT} lines"
 
 
@@ -260,7 +262,7 @@ def unsafe(text: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("module", MODULES, ids=names)
 def test_nothing_evaluates_unpickles_or_trusts_remote_code(module: Path) -> None:
-    assert list(unsafe(module.read_text())) == []
+    assert list(unsafe(module.read_text("utf-8"))) == []
 
 
 def test_the_search_for_unsafe_code_finds_it() -> None:

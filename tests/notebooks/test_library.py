@@ -28,7 +28,7 @@ def tested(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     program = [sys.executable, str(Path(__file__).with_name("nbdev_parts.py"))]
     command = [*program, str(folder / "bad.ipynb"), *(f"nbs/{part}" for part in PARTS)]
     env = environment(folder, OMP_NUM_THREADS="1")
-    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=patience(1200))
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, encoding="utf-8", timeout=patience(1200))
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return {Path(row["path"]).name: row for row in map(json.loads, done.stdout.splitlines())}
 

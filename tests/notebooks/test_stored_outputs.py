@@ -23,7 +23,7 @@ def names(path: Path) -> str:
 
 
 def code_cells(notebook: Path) -> list[dict[str, Any]]:
-    return [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+    return [c for c in json.loads(notebook.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
 
 
 def outputs(notebook: Path, kind: str) -> list[str]:
@@ -55,7 +55,7 @@ def test_a_chapter_shows_pictures_and_tables(chapter: Path) -> None:
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=names)
 def test_tables_of_a_chapter_are_those_in_results(chapter: Path) -> None:
     "To the byte: a number shown in a chapter stands in the tables of results/."
-    stored = {f.read_text().strip() for f in RESULTS.glob("**/tables/*.md")}
+    stored = {f.read_text("utf-8").strip() for f in RESULTS.glob("**/tables/*.md")}
     shown = [text.strip() for text in outputs(chapter, "text/markdown") if "| ---" in text]
     assert [text[:200] for text in shown if text not in stored] == [], "run `make notebooks` and commit what it changes"
     assert shown or chapter.stem[:2] in ("01", "02")

@@ -30,12 +30,12 @@ def serving(command: list[str], log: Path, **more: str) -> Iterator[str]:
         free.bind((HOST, 0))
         port = str(free.getsockname()[1])
     env = os.environ | {"VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"} | more
-    with log.open("w") as out:
+    with log.open("w", encoding="utf-8") as out:
         server = subprocess.Popen([*command, "--host", HOST, "--port", port, *OPTIONS], stdout=out, stderr=out, env=env)
     try:
         until = time.monotonic() + patience(400)
         while not answers(f"http://{HOST}:{port}/health"):
-            assert server.poll() is None and time.monotonic() < until, log.read_text()[-4000:]
+            assert server.poll() is None and time.monotonic() < until, log.read_text("utf-8")[-4000:]
             time.sleep(1)
         yield f"http://{HOST}:{port}"
     finally:

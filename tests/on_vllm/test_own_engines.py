@@ -23,7 +23,7 @@ def test_every_end_token_of_the_model_ends_an_answer(slow: Transformers, wide: s
     second = complete(slow, prompts[:1], SamplingParams(16, greedy=True), [0])[0].ids[1]
     folder = str(shutil.copytree(wide, tmp_path / "model"))
     own = {"eos_token_id": [slow.tokenizer.eos_token_id, second], "temperature": 0.01, "top_k": 1, "repetition_penalty": 3.0}
-    (tmp_path / "model/generation_config.json").write_text(json.dumps(own))
+    (tmp_path / "model/generation_config.json").write_text(json.dumps(own), "utf-8")
     engine, other = VLLM.load(folder, "float32", batch=64), Transformers.load(folder)
     for how in (SamplingParams(16, greedy=True), SamplingParams(16)):
         ones, others = complete(other, prompts, how, seeds), complete(engine, prompts, how, seeds)

@@ -37,13 +37,13 @@ def trained(wide: str, root: Path, arm: str = "r3", before: str = "", **sets: ob
     run = open_run("smoke", model=wide, arm=arm, root=str(root), **(SETS | sets))
     script = root / f"{arm}{len(list(root.glob('*.py')))}.py"
     script.write_text(
-        "\n".join([KEEP, before, "from r3_repro.workflow.cli import app", "if __name__ == '__main__':", "    app()"])
+        "\n".join([KEEP, before, "from r3_repro.workflow.cli import app", "if __name__ == '__main__':", "    app()"]), "utf-8"
     )
     words = stage_command("train", run)
     at = words.index("r3_repro")
     words[at - 1 : at + 1] = [str(script)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_USE_AOT_COMPILE": "0"}
-    return run, subprocess.run(words, capture_output=True, text=True, timeout=patience(500), env=env)
+    return run, subprocess.run(words, capture_output=True, encoding="utf-8", timeout=patience(500), env=env)
 
 
 def log_of(run: Run) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def test_vllm_samples_from_the_weights_that_are_trained(arm: str, wide: str, roo
     assert (log["retry_tokens"] > 0).all() == (arm != "plain_grpo")
     before, after = load_file(Path(wide) / "model.safetensors"), load_file(run.training / "model/model.safetensors")
     assert max(float(np.abs(before[k] - after[k]).max()) for k in before) > 1e-4
-    assert json.loads((run.training / "manifest.json").read_text())["profile"]["use_vllm"]
+    assert json.loads((run.training / "manifest.json").read_text("utf-8"))["profile"]["use_vllm"]
 
 
 def test_training_ends_where_vllm_keeps_its_old_weights(wide: str, root: Path) -> None:

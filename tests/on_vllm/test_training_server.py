@@ -55,7 +55,7 @@ def trained(wide: str, root: Path, server: str, arm: str, **sets: object) -> Run
     at = words.index("r3_repro")
     words[at - 1 : at + 1] = [SCRIPT]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(find_home())}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=patience(500), env=env, cwd=find_home())
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", timeout=patience(500), env=env, cwd=find_home())
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return run
 

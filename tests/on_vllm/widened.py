@@ -23,7 +23,7 @@ def widen(
 ) -> Path:
     "Write the model with larger heads; returns its folder."
     shutil.copytree(source, target, dirs_exist_ok=True)
-    config = json.loads((source / "config.json").read_text())
+    config = json.loads((source / "config.json").read_text("utf-8"))
     own = config["head_dim"]
 
     def filled(weight: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
@@ -42,7 +42,7 @@ def widen(
     config["head_dim"] = size
     config["rope_parameters"]["rope_theta"] **= size / own
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    (target / "config.json").write_text(json.dumps(config, indent=2))
+    (target / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
     return target
 
 

@@ -81,7 +81,7 @@ def test_every_baseline_plans_for_evaluation_alone(model: str, task: str) -> Non
 
 
 def test_every_model_with_a_section_is_known_and_the_other_way_round() -> None:
-    sections = re.findall(r"^\[paper\.(.+/.+?)\]", (REPOSITORY / "settings.ini").read_text(), re.M)
+    sections = re.findall(r"^\[paper\.(.+/.+?)\]", (REPOSITORY / "settings.ini").read_text("utf-8"), re.M)
     assert sorted(sections) == sorted(m.name for m in MODELS.values() if m.shape)
 
 
@@ -181,10 +181,10 @@ def test_cached_files_count_as_free(tmp_path: Path, line: str, folder: str, name
     "In control groups of version 2, of version 1, and of version 1 as a container sees its own."
     group = tmp_path / "cgroup" / folder
     group.mkdir(parents=True)
-    (tmp_path / "own").write_text(line + "\n")
+    (tmp_path / "own").write_text(line + "\n", "utf-8")
     texts = ("1000", "900", f"anon 40\n{prefix}inactive_file 500\n{prefix}active_file 100")
     for name, text in zip((*names, "memory.stat"), texts, strict=True):
-        (group / name).write_text(text + "\n")
+        (group / name).write_text(text + "\n", "utf-8")
     assert memory_limit(tmp_path / "cgroup", tmp_path / "own") == 700
     (group / "memory.stat").unlink()
     assert memory_limit(tmp_path / "cgroup", tmp_path / "own") == 100
@@ -277,7 +277,7 @@ def test_a_configuration_in_a_folder_is_enough(tmp_path: Path) -> None:
     shutil.copyfile(base / "config.json", tmp_path / "config.json")
     code, out, err = said("--profile", "tiny", "--model", str(tmp_path))
     assert (code, err) == (0, "") and "contamination" in out.lower() and "unknown" in out
-    counted = json.loads((tmp_path / "config.json").read_text())
+    counted = json.loads((tmp_path / "config.json").read_text("utf-8"))
     shape = shape_of(str(tmp_path))
     assert shape.hidden == counted["hidden_size"] and parameters(shape) == shape.counted > 0
     code, _, err = said("--profile", "tiny", "--model", str(tmp_path), "--gpu-memory", "0.5")
@@ -309,7 +309,7 @@ def test_a_stage_is_launched_with_the_presets_of_its_model() -> None:
 
 def test_a_stage_is_launched_where_the_file_alone_would_be_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tmp_path / "settings.ini"
-    own.write_text((find_home() / "settings.ini").read_text() + "\n[one]\nbased_on = paper\nprocesses = 1\n")
+    own.write_text((find_home() / "settings.ini").read_text("utf-8") + "\n[one]\nbased_on = paper\nprocesses = 1\n", "utf-8")
     monkeypatch.setenv("R3_SETTINGS", str(own))
     with pytest.raises(SettingsError, match="sharding = 'fsdp2'"):
         open_run("one", model="Qwen/Qwen2.5-7B-Instruct")

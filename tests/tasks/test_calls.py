@@ -30,7 +30,7 @@ from r3_repro.tasks.function_calling.writer import STYLES, write_calls
 FOLDER = DATA / "data"
 SCHEMA_FILES = [*sorted(FOLDER.glob("xlam/*.jsonl")), *FOLDER.glob("bfcl/bfcl_xlam_schema.jsonl")]
 RAW_FILES = sorted(FOLDER.glob("bfcl/raw/possible_answer/*.jsonl"))
-CORPUS = json.loads((Path(__file__).parent / "data/calls_attacks.json").read_text())
+CORPUS = json.loads((Path(__file__).parent / "data/calls_attacks.json").read_text("utf-8"))
 ATTACKS = CORPUS["attacks"]
 
 needs_rows = pytest.mark.skipif(not SCHEMA_FILES, reason="no xLAM and BFCL rows: gold answers of real records are not tested")
@@ -68,7 +68,7 @@ def from_row(file: str, row: dict) -> Problem:
 
 
 def records(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().split("\n") if line]
+    return [json.loads(line) for line in file.read_text("utf-8").split("\n") if line]
 
 
 def real_problems() -> list[Problem]:
@@ -155,7 +155,7 @@ def test_time_grows_no_faster_than_the_text(piece):
 
 
 def test_nothing_is_evaluated():
-    nodes = [n for m in (parser, matcher, writer) for n in ast.walk(ast.parse(Path(m.__file__).read_text()))]
+    nodes = [n for m in (parser, matcher, writer) for n in ast.walk(ast.parse(Path(m.__file__).read_text("utf-8")))]
     calls = [n.func for n in nodes if isinstance(n, ast.Call)]
     called = {f.id if isinstance(f, ast.Name) else ast.unparse(f) for f in calls}
     assert "TOKEN.match" in called

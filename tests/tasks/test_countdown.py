@@ -37,7 +37,7 @@ from r3_repro.tasks.function_calling.matcher import verify_calls
 
 REAL = DATA / "data/countdown/hf_rows_0_975.jsonl"
 needs_real_rows = pytest.mark.skipif(not REAL.exists(), reason="no slice of the published rows: real data not compared")
-ATTACKS = json.loads((Path(__file__).parent / "data/countdown_attacks.json").read_text())
+ATTACKS = json.loads((Path(__file__).parent / "data/countdown_attacks.json").read_text("utf-8"))
 SMALL = {"sizes": [3], "low": 1, "high": 12, "target_low": 1, "target_high": 100}
 
 
@@ -141,7 +141,7 @@ def test_what_strict_accepts_in_the_corpus_the_independent_judge_accepts(attack)
 def test_nothing_is_evaluated():
     called = set()
     for module in (verifier, generator, task):
-        for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text("utf-8"))):
             if isinstance(node, ast.Call):
                 called.add(node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func))
     assert "ast.parse" in called
@@ -365,7 +365,7 @@ def loose_expressions(rng: random.Random):
 
 def test_tinyzero_agrees_with_the_original():
     "Verdicts that the original gave once: on answers of the kinds on which verifiers differ, and on random ones."
-    rows = json.loads((Path(__file__).parent / "data/countdown_tinyzero.json").read_text())["rows"]
+    rows = json.loads((Path(__file__).parent / "data/countdown_tinyzero.json").read_text("utf-8"))["rows"]
     differ = [r for r in rows if verify_expression(make_countdown_problem(r[0], r[1]), r[2], "tinyzero").ok != r[3]]
     assert differ == []
     assert len(rows) == 402 and sum(accepted for *_, accepted in rows) == 215
@@ -573,7 +573,7 @@ def write(path: Path, rows: list) -> Path:
         pd.DataFrame(rows).to_parquet(path)
     else:
         texts = [r if isinstance(r, str) else json.dumps(r) for r in rows]
-        path.write_text("\n".join(texts) if path.suffix == ".jsonl" else f"[{', '.join(texts)}]")
+        path.write_text("\n".join(texts) if path.suffix == ".jsonl" else f"[{', '.join(texts)}]", "utf-8")
     return path
 
 

@@ -87,7 +87,7 @@ def test_real_rows_load_or_are_refused_with_a_reason(path: str) -> None:
     print(path, *counts)
     assert counts == REAL[path]
     if (ROWS / path).is_file():
-        lines = [line for line in (ROWS / path).read_text().split("\n") if line.strip()]
+        lines = [line for line in (ROWS / path).read_text("utf-8").split("\n") if line.strip()]
         assert len(found) + len(refused) == len(lines)
     table = refusals(real(path))
     assert list(table.columns) == ["row", "id", "reason", "detail"] and len(table) == len(refused)
@@ -143,7 +143,7 @@ def test_known_real_rows() -> None:
 
 def test_the_mapped_bfcl_rows_agree_with_ours() -> None:
     "An independent mapping of BFCL to xLAM's schema differs only where it leaves out what the tool requires."
-    mapped = {r["id"]: r for r in map(json.loads, real("bfcl/bfcl_xlam_schema.jsonl").read_text().splitlines())}
+    mapped = {r["id"]: r for r in map(json.loads, real("bfcl/bfcl_xlam_schema.jsonl").read_text("utf-8").splitlines())}
     same, refused, different = 0, [], []
     for _, row in [r for f in sorted(real("bfcl/raw").glob("*.jsonl")) for r in _file(f)]:
         try:
@@ -169,13 +169,13 @@ def test_a_system_message_stands_before_the_query() -> None:
 
 
 def test_a_bfcl_file_without_its_answers_is_not_one_where_nothing_is_right(tmp_path: Path) -> None:
-    text = real("bfcl/raw/BFCL_v4_multiple.jsonl").read_text()
-    (tmp_path / "BFCL_v4_multiple.json").write_text(text)
+    text = real("bfcl/raw/BFCL_v4_multiple.jsonl").read_text("utf-8")
+    (tmp_path / "BFCL_v4_multiple.json").write_text(text, "utf-8")
     with pytest.raises(ValueError, match=r"not one usable row of 200: {'no_ground_truth': 200}.*possible_answer/"):
         load_call_rows(tmp_path / "BFCL_v4_multiple.json")
     (tmp_path / "possible_answer").mkdir()
-    answers = (RAW / "possible_answer/BFCL_v4_multiple.jsonl").read_text().split("\n")
-    (tmp_path / "possible_answer/BFCL_v4_multiple.json").write_text("\n".join(["{", *answers[1:]]))
+    answers = (RAW / "possible_answer/BFCL_v4_multiple.jsonl").read_text("utf-8").split("\n")
+    (tmp_path / "possible_answer/BFCL_v4_multiple.json").write_text("\n".join(["{", *answers[1:]]), "utf-8")
     # read again: the answers beside the file are part of the source
     found, refused = load_call_rows(tmp_path / "BFCL_v4_multiple.json")
     assert len(found) == 199 and [(r.id, r.reason) for r in refused] == [("multiple_0", "no_ground_truth")]
@@ -309,7 +309,7 @@ def test_the_corpus_meets_every_reason() -> None:
 def test_a_broken_row_is_refused_alone(tmp_path: Path, row: Any, reason: str, detail: str) -> None:
     line = row if isinstance(row, str) else json.dumps(row)
     good = [json.dumps(ROW), json.dumps(BFCL)]
-    (tmp_path / "own.jsonl").write_text("\n".join([good[0], line, good[1]]))
+    (tmp_path / "own.jsonl").write_text("\n".join([good[0], line, good[1]]), "utf-8")
     found, refused = load_call_rows(tmp_path / "own.jsonl")
     assert [(r.row, r.reason) for r in refused] == [("own.jsonl:2", reason)] and detail in refused[0].detail
     assert len(found) == 2
@@ -325,7 +325,7 @@ def test_all_broken_rows_in_one_file(tmp_path: Path) -> None:
     lines = [row if isinstance(row, str) else json.dumps(row) for row, _, _ in BROKEN]
     order = random.Random(0).sample(range(len(lines)), len(lines))
     text = "\n".join([json.dumps(ROW), *(lines[i] for i in order), "", json.dumps(BFCL), ""])
-    (tmp_path / "own.jsonl").write_text(text)
+    (tmp_path / "own.jsonl").write_text(text, "utf-8")
     found, refused = load_call_rows(tmp_path / "own.jsonl")
     assert len(found) == 2 and [r.reason for r in refused] == [BROKEN[i][1] for i in order]
     assert [r.row for r in refused] == [f"own.jsonl:{n}" for n in range(2, len(lines) + 2)]
@@ -335,7 +335,7 @@ def test_all_broken_rows_in_one_file(tmp_path: Path) -> None:
 
 def test_in_a_json_list_too_a_bad_value_costs_its_own_row_alone(tmp_path: Path) -> None:
     bad = ['{"query": NaN}', '{"query": "a", "query": "b"}', "[[[[1e999]]]]", '{"query": "x", "tools": ' + "9" * 5000 + "}"]
-    (tmp_path / "own.json").write_text(f"[{json.dumps(ROW)}, {', '.join(bad)}]")
+    (tmp_path / "own.json").write_text(f"[{json.dumps(ROW)}, {', '.join(bad)}]", "utf-8")
     found, refused = load_call_rows(tmp_path / "own.json")
     assert len(found) == 1 and [r.row for r in refused] == [f"own.json:{i}" for i in (2, 3, 4, 5)]
 
@@ -530,7 +530,7 @@ def write(path: Path, rows: list[dict]) -> Path:
     if path.suffix == ".parquet":
         pd.DataFrame(rows).to_parquet(path)
     else:
-        path.write_text(json.dumps(rows, indent=1) if path.suffix == ".json" else "\n".join(map(json.dumps, rows)))
+        path.write_text(json.dumps(rows, indent=1) if path.suffix == ".json" else "\n".join(map(json.dumps, rows)), "utf-8")
     return path
 
 
@@ -583,7 +583,7 @@ def test_parquet_files_of_another_schema(tmp_path: Path) -> None:
 
 
 def test_sources_that_are_not_there(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "notes.txt").write_text("", "utf-8")
     for source in (tmp_path / "none.jsonl", "none.parquet", "no-owner", "a/b/c"):
         with pytest.raises(FileNotFoundError, match=f"{Path(source).name}.*not a hub name"):
             load_call_rows(source)

@@ -109,5 +109,5 @@ if __name__ == "__main__":
     seen = {"rank": accelerator.process_index, "from main": from_main(accelerator.process_index)}
     seen |= {"references": references(str(folder / "model"), accelerator)}
     seen |= {"trained": trained(folder)}
-    (folder / f"{accelerator.process_index}.json").write_text(json.dumps(seen))
+    (folder / f"{accelerator.process_index}.json").write_text(json.dumps(seen), "utf-8")
     torch.distributed.destroy_process_group()

@@ -12,7 +12,7 @@ from r3_repro.training.monitoring import completion_shares, step_metrics, succes
 
 def glossary() -> dict[str, str]:
     "Column -> name in TRL, as the table in monitoring.ipynb has them; a dash for none."
-    cells = json.loads((REPOSITORY / "nbs/training/monitoring.ipynb").read_text())["cells"]
+    cells = json.loads((REPOSITORY / "nbs/training/monitoring.ipynb").read_text("utf-8"))["cells"]
     (text,) = (source for c in cells if (source := "".join(c["source"])).startswith("## Glossary"))
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
     return {name: row[1].strip("`") for row in rows for name in re.findall(r"`(\w+)`", row[0])}

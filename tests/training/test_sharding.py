@@ -40,13 +40,13 @@ def folder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
     line += [str(Path(__file__).with_name("sharding_processes.py")), str(folder)]
     env = os.environ | SHARDED | {"PYTHONPATH": str(find_home())}
-    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=patience(120))
+    done = subprocess.run(line, env=env, capture_output=True, encoding="utf-8", timeout=patience(120))
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return folder
 
 
 def seen(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+    return [json.loads((folder / f"{rank}.json").read_text("utf-8")) for rank in (0, 1)]
 
 
 def tensors(part: Path) -> list[int]:

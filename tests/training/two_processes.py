@@ -149,7 +149,7 @@ def train(plan: Plan) -> None:
         checks._check_machine = lambda *_: None
     if plan.get("mine"):
         app(["mine", *plan["argv"]], standalone_mode=False)
-    tape = json.loads(Path(plan["replay"]).read_text()) if "replay" in plan else {}
+    tape = json.loads(Path(plan["replay"]).read_text("utf-8")) if "replay" in plan else {}
     seen: dict[str, Any] = {"calls": [], "advantages": [], "rewards": [], "types": [], "whole gradients": []}
     build, shuffle = training.build_trainer, grpo_trainer.shuffle_sequence_dict
     training.build_trainer = lambda *a: watched(build(*a), plan, tape, seen)
@@ -162,16 +162,16 @@ def train(plan: Plan) -> None:
     finally:
         training.build_trainer, grpo_trainer.shuffle_sequence_dict, checks._check_machine = build, shuffle, machine
     rank = int(os.environ.get("RANK", 0))
-    Path(f"{plan['out']}-{rank}.json").write_text(json.dumps(seen))
+    Path(f"{plan['out']}-{rank}.json").write_text(json.dumps(seen), "utf-8")
     if "record" in plan:
-        Path(plan["record"]).write_text(json.dumps(tape))
+        Path(plan["record"]).write_text(json.dumps(tape), "utf-8")
 
 
 if __name__ == "__main__":
     zero3 = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     if zero3:
         use_zero3()
-    for each in json.loads(Path(sys.argv[1]).read_text()):
+    for each in json.loads(Path(sys.argv[1]).read_text("utf-8")):
         if not zero3:
             set_sharding(bool(each.get("sharded")))
         train(each)

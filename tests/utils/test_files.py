@@ -27,7 +27,7 @@ with locked(Path(sys.argv[1])):
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[subprocess.Popen]:
     "A process that works in the folder."
-    child = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, encoding="utf-8")
     assert child.stdout is not None and child.stdout.readline() == "locked\n"
     yield child
     child.kill()
@@ -44,7 +44,7 @@ def test_a_killed_process_leaves_no_lock(other: subprocess.Popen, tmp_path: Path
     other.kill()
     other.wait()
     with locked(tmp_path, patience=0):
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        assert (tmp_path / ".lock").read_text("utf-8") == str(os.getpid())
 
 
 def test_it_waits_for_the_other_process_to_end(other: subprocess.Popen, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_of_one_trainings_processes_only_the_first_locks(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     with locked(tmp_path, patience=0):
-        assert (tmp_path / ".lock").read_text() == str(other.pid)
+        assert (tmp_path / ".lock").read_text("utf-8") == str(other.pid)
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(SettingsError), locked(tmp_path, patience=0):
         pass

@@ -44,7 +44,7 @@ def digest_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         name = f"rules_package_{next(NUMBER)}"
         (tmp_path / name).mkdir()
         for module, source in {"__init__": "", **MODULES, **replaced}.items():
-            (tmp_path / name / f"{module}.py").write_text(source.replace("PACKAGE", name))
+            (tmp_path / name / f"{module}.py").write_text(source.replace("PACKAGE", name), "utf-8")
         importlib.invalidate_caches()
         module, _, function = entry.partition(".")
         return code_digest([getattr(importlib.import_module(f"{name}.{module}"), function)])
@@ -179,9 +179,9 @@ def test_functions_of_modules_that_are_left_out_are_not_followed(monkeypatch: py
 
 def test_values_and_files(tmp_path: Path) -> None:
     assert digest({"b": 1, "a": [1, 2]}) == digest({"a": [1, 2], "b": 1}) != digest({"a": [2, 1], "b": 1})
-    (tmp_path / "one").write_text("1")
+    (tmp_path / "one").write_text("1", "utf-8")
     before = file_hash(tmp_path)
-    (tmp_path / "README.md").write_text("about the others")
+    (tmp_path / "README.md").write_text("about the others", "utf-8")
     assert file_hash(tmp_path) == before
-    (tmp_path / "two").write_text("2")
+    (tmp_path / "two").write_text("2", "utf-8")
     assert file_hash(tmp_path) != before

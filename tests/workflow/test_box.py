@@ -27,14 +27,14 @@ from mirror import mirror  # noqa: E402
 
 def instructions() -> list[tuple[str, str]]:
     "The container file's instructions and their arguments."
-    text = "\n".join(line for line in (CLUSTER / "Dockerfile").read_text().splitlines() if not line.startswith("#"))
+    text = "\n".join(line for line in (CLUSTER / "Dockerfile").read_text("utf-8").splitlines() if not line.startswith("#"))
     return [tuple(line.split(maxsplit=1)) for line in text.replace("\\\n", " ").splitlines() if line.strip()]  # type: ignore[misc]
 
 
 def test_the_container_file_copies_what_there_is() -> None:
     sources = [word for name, rest in instructions() if name == "COPY" for word in shlex.split(rest)[:-1]]
     assert len(sources) > 5 and [s for s in sources if not (REPOSITORY / s).exists()] == []
-    wanted = re.findall(r'^readme = "(.*)"', (REPOSITORY / "pyproject.toml").read_text(), re.M)
+    wanted = re.findall(r'^readme = "(.*)"', (REPOSITORY / "pyproject.toml").read_text("utf-8"), re.M)
     assert set(wanted) <= set(sources), "pip reads it before the rest of the clone is there"
     scripts = [word for name, rest in instructions() if name == "RUN" for word in rest.split() if word.startswith("cluster/")]
     assert scripts and all(os.access(REPOSITORY / s, os.X_OK) for s in scripts)
@@ -44,21 +44,23 @@ def test_no_file_names_a_registry() -> None:
     base = next(rest for name, rest in instructions() if name == "ARG").removeprefix("BASE=")
     assert "." not in base.split("/")[0] and ":" in base and dict(instructions())["FROM"] == "${BASE}"
     for file in ("Dockerfile", "install.sh", "sky.yaml", "run_box.sh"):
-        assert not re.search(r"https?://|index-url|docker\.io|pypi\.org", (CLUSTER / file).read_text()), file
+        assert not re.search(r"https?://|index-url|docker\.io|pypi\.org", (CLUSTER / file).read_text("utf-8")), file
 
 
 def test_pinned_versions_are_those_of_the_tests_with_vllm() -> None:
     "And without what contradicts vLLM's build for GPUs."
-    pattern = re.search(r"--extended-regexp '(.*)' requirements-vllm.txt", (CLUSTER / "install.sh").read_text())
+    pattern = re.search(r"--extended-regexp '(.*)' requirements-vllm.txt", (CLUSTER / "install.sh").read_text("utf-8"))
     assert pattern
-    kept = [line for line in (REPOSITORY / "requirements-vllm.txt").read_text().splitlines() if not re.search(pattern[1], line)]
+    kept = [
+        line for line in (REPOSITORY / "requirements-vllm.txt").read_text("utf-8").splitlines() if not re.search(pattern[1], line)
+    ]
     assert {"trl", "transformers", "accelerate", "datasets"} <= {line.split("==")[0] for line in kept}
     assert not [line for line in kept if line.endswith("+cpu") or not re.fullmatch(r"[\w.-]+==[\w.+]+", line)]
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in CLUSTER.glob("*.s[hb]*")))
 def test_scripts_parse(script: str) -> None:
-    done = subprocess.run(["bash", "-n", str(CLUSTER / script)], capture_output=True, text=True)
+    done = subprocess.run(["bash", "-n", str(CLUSTER / script)], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
 
 
@@ -69,7 +71,7 @@ RESOURCES |= {"max_hourly_cost", "image_id", "ports", "labels", "autostop", "any
 
 
 def test_the_sky_task_has_known_fields_and_variables() -> None:
-    task = yaml.safe_load((CLUSTER / "sky.yaml").read_text())
+    task = yaml.safe_load((CLUSTER / "sky.yaml").read_text("utf-8"))
     assert set(task) <= TASK and set(task["resources"]) <= RESOURCES
     assert re.fullmatch(r"H100:[1-8]", task["resources"]["accelerators"])
     assert all(set(m) <= {"name", "source", "store", "mode"} and m["mode"] == "MOUNT" for m in task["file_mounts"].values())
@@ -80,7 +82,7 @@ def test_the_sky_task_has_known_fields_and_variables() -> None:
     assert paths and all(os.access(REPOSITORY / p, os.X_OK) for p in paths)
     assert f"R3_BACK={next(iter(task['file_mounts']))}/" in task["run"]
     for script in (task["run"], task["setup"]):
-        assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+        assert subprocess.run(["bash", "-n"], input=script, encoding="utf-8").returncode == 0
 
 
 # ── The copy ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -89,7 +91,7 @@ def test_the_sky_task_has_known_fields_and_variables() -> None:
 def tree(root: Path, *files: str) -> Path:
     for file in files:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).write_text(file)
+        (root / file).write_text(file, "utf-8")
     return root
 
 
@@ -103,8 +105,8 @@ SAVED = ("t/checkpoints/checkpoint-1/complete", "t/checkpoints/checkpoint-1/mode
 def test_a_copy_is_complete_and_made_once(tmp_path: Path) -> None:
     a, b = tree(tmp_path / "a", *SAVED, "t/log.jsonl", "t/.lock"), tmp_path / "b"
     assert mirror(a, b) == 3 and copied(b) == {*SAVED, "t/log.jsonl"} and mirror(a, b) == 0
-    (a / "t/log.jsonl").write_text("one line more")
-    assert mirror(a, b) == 1 and (b / "t/log.jsonl").read_text() == "one line more"
+    (a / "t/log.jsonl").write_text("one line more", "utf-8")
+    assert mirror(a, b) == 1 and (b / "t/log.jsonl").read_text("utf-8") == "one line more"
     assert (a / SAVED[1]).stat().st_mtime_ns == (b / SAVED[1]).stat().st_mtime_ns
 
 
@@ -151,7 +153,7 @@ def dated(root: Path, content: str, seconds: int, *files: str) -> Path:
     "Files with a content and a time of change."
     for file in files:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).write_text(content)
+        (root / file).write_text(content, "utf-8")
         os.utime(root / file, (seconds, seconds))
     return root
 
@@ -164,7 +166,10 @@ def test_on_the_way_back_nothing_newer_is_replaced_or_removed(tmp_path: Path) ->
     disk = dated(tmp_path / "disk", "here", 3000, "t/log.jsonl", "t/checkpoints/checkpoint-2/complete")
     dated(disk, "here", 1000, "t/old.txt")
     assert mirror(bucket, disk, back=True) == 5
-    assert {f for f in copied(disk) if (disk / f).read_text() == "here"} == {"t/log.jsonl", "t/checkpoints/checkpoint-2/complete"}
+    assert {f for f in copied(disk) if (disk / f).read_text("utf-8") == "here"} == {
+        "t/log.jsonl",
+        "t/checkpoints/checkpoint-2/complete",
+    }
     assert copied(disk) == {
         *SAVED,
         "t/checkpoints/checkpoint-2/complete",
@@ -181,7 +186,7 @@ def test_what_is_finished_here_stays_as_it_is(tmp_path: Path) -> None:
     disk = dated(tmp_path / "disk", "here", 2000, "t/log.jsonl", "t/manifest.json", "e/a.parquet", "e/a.manifest.json")
     assert mirror(bucket, disk, back=True) == 1
     assert copied(disk) == {"t/log.jsonl", "t/manifest.json", "e/a.parquet", "e/a.manifest.json", "e/b.parquet"}
-    assert (disk / "t/log.jsonl").read_text() == (disk / "e/a.parquet").read_text() == "here"
+    assert (disk / "t/log.jsonl").read_text("utf-8") == (disk / "e/a.parquet").read_text("utf-8") == "here"
 
 
 # ── The entry script ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -208,21 +213,21 @@ def start(folder: Path, *args: str, **more: str) -> subprocess.Popen:
     env |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "NOTES": str(folder / "notes")} | more
     line = [str(CLUSTER / "run_box.sh"), "--profile", "smoke", *args]
     return subprocess.Popen(
-        line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, start_new_session=True
+        line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", cwd=folder, start_new_session=True
     )
 
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> str:
     program = tmp_path / "python"
-    program.write_text(STAND_IN)
+    program.write_text(STAND_IN, "utf-8")
     program.chmod(0o755)
     return str(program)
 
 
 def noted(folder: Path) -> list[str]:
     "What was asked of the stand-in, and the files that its run tree had then."
-    return [line.removeprefix("-m r3_repro ") for line in (folder / "notes").read_text().splitlines()]
+    return [line.removeprefix("-m r3_repro ") for line in (folder / "notes").read_text("utf-8").splitlines()]
 
 
 def wait_for(file: Path) -> None:
@@ -262,14 +267,14 @@ def test_a_box_is_lost_and_a_new_one_goes_on(tmp_path: Path, stand_in: str) -> N
     os.killpg(lost.pid, signal.SIGKILL)
     said, _ = lost.communicate()
     assert copied(bucket) == {"1", "2"}, said
-    before = [(bucket / n).read_text() for n in "12"]
+    before = [(bucket / n).read_text("utf-8") for n in "12"]
     shutil.rmtree(tmp_path / "disk")
 
     process = start(tmp_path, PYTHON=stand_in)
     said, _ = process.communicate(timeout=patience(60))
     assert process.returncode == 0, said
     assert [line.split(", with ")[1] for line in noted(tmp_path)] == ["", "", "1 2", "1 2"]
-    assert copied(bucket) == {"1", "2", "3"} and [(bucket / n).read_text() for n in "12"] == before
+    assert copied(bucket) == {"1", "2", "3"} and [(bucket / n).read_text("utf-8") for n in "12"] == before
 
 
 def test_a_second_start_on_the_same_machine_keeps_what_is_newer(tmp_path: Path, stand_in: str) -> None:
@@ -278,8 +283,8 @@ def test_a_second_start_on_the_same_machine_keeps_what_is_newer(tmp_path: Path, 
     disk = dated(tmp_path / "disk", "here", 3000, log, saved)
     process = start(tmp_path, PYTHON=stand_in)
     said, _ = process.communicate(timeout=patience(60))
-    assert process.returncode == 0 and (disk / log).read_text() == "here" and (disk / saved).is_file(), said
-    assert (tmp_path / "bucket" / log).read_text() == "here"
+    assert process.returncode == 0 and (disk / log).read_text("utf-8") == "here" and (disk / saved).is_file(), said
+    assert (tmp_path / "bucket" / log).read_text("utf-8") == "here"
 
 
 def test_a_box_without_a_copy_runs_too(tmp_path: Path, stand_in: str) -> None:

@@ -54,7 +54,7 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("sbatch", "scontrol", "srun", "python"):
         program = tmp_path / "bin" / name
         program.parent.mkdir(exist_ok=True)
-        program.write_text(STAND_IN)
+        program.write_text(STAND_IN, "utf-8")
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("NOTES", str(tmp_path / "notes.jsonl"))
@@ -65,7 +65,7 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def noted(notes: Path, name: str) -> list[tuple[list[str], dict[str, str]]]:
     "Arguments and environment of each call of a stand-in, in order."
-    rows = [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
+    rows = [json.loads(line) for line in notes.read_text("utf-8").splitlines()] if notes.exists() else []
     return [(args, env) for called, args, env in rows if called == name]
 
 
@@ -105,12 +105,14 @@ def test_a_dry_run_submits_nothing(notes: Path, tmp_path: Path) -> None:
 
 def test_relative_paths_of_a_job_begin_where_it_was_submitted(notes: Path, tmp_path: Path) -> None:
     "Run tree, settings, source and model, with the wrapper script too, which is in another folder."
-    (tmp_path / "own.ini").write_text("[mine]\nbased_on = smoke\nsource = rows.jsonl\n")
-    (tmp_path / "rows.jsonl").write_text('{"target": 7, "nums": [3, 4, 5]}\n')
+    (tmp_path / "own.ini").write_text("[mine]\nbased_on = smoke\nsource = rows.jsonl\n", "utf-8")
+    (tmp_path / "rows.jsonl").write_text('{"target": 7, "nums": [3, 4, 5]}\n', "utf-8")
     shutil.copytree(find_home() / "r3_repro/assets/tiny-base2", tmp_path / "models" / "own")
     env = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(find_home()), "R3_SETTINGS": "own.ini"}
     args = ["--profile", "mine", "--model", "models/own", "--root", "tree"]
-    done = subprocess.run([str(SCRIPT.with_name("submit.sh")), *args], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(SCRIPT.with_name("submit.sh")), *args], cwd=tmp_path, env=env, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     for call, _ in noted(notes, "sbatch"):
         words = dict(itertools.pairwise(call))
@@ -126,7 +128,7 @@ def job(notes: Path, chapter: str, choices: str, **env: str) -> subprocess.Popen
     python = str(notes.with_name("bin") / "python")
     command = ["bash", str(SCRIPT), python, chapter, choices, "--profile", "smoke"]
     env = os.environ | {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "gpu[7-8]"} | env
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
 
 
 @pytest.mark.parametrize("code", [0, 2])

@@ -191,7 +191,7 @@ def _survey(
     mark = folder / "identity.json"
     if files and not mark.is_file():
         raise SettingsError(f"{folder} has lost its identity.json: restore it, or move the folder elsewhere and start over")
-    key = json.loads(mark.read_text()) if files else {}
+    key = json.loads(mark.read_text("utf-8")) if files else {}
     found = {f: _segment(f) for f in files}
     for s in (s for s in found.values() if s is not None and s.key != key):
         if differ := identity_diff(key, s.key) or identity_diff(s.key, key):

@@ -154,7 +154,7 @@ class Writer:
         with _explain_full_disk(self.folder, 4096, "Nothing was drawn."), contextlib.ExitStack() as held:
             held.enter_context(_exclusive(self.folder))
             ensure_identity(self.folder, self.key, self.remove)
-            self.key = json.loads((self.folder / "identity.json").read_text())  # a part that was not known then stays so
+            self.key = json.loads((self.folder / "identity.json").read_text("utf-8"))  # a part that was not known then stays so
             self.stored = sum(s.rows for s in _clean_up(self.folder))
             self._held = held.pop_all()
         return self
