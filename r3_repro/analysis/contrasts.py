@@ -82,7 +82,10 @@ class Contrast:
         "One-sided p value of the hypothesis that the difference is at most `margin`."
         return float(sps.t.sf((self.estimate - margin) / math.sqrt(self.variance), self.df))
 
-    def p_below(self, margin: float = 0.0) -> float:
+    def p_below(
+        self,
+        margin: float = 0.0,  # likewise
+    ) -> float:
         "One-sided p value of the hypothesis that the difference is at least `margin`."
         return float(sps.t.cdf((self.estimate - margin) / math.sqrt(self.variance), self.df))
 
@@ -97,7 +100,7 @@ def _seed_parts(s: Side) -> tuple[float, float, float]:
 
 # %% ../../nbs/analysis/contrasts.ipynb #14f4066f
 def contrast(
-    after: Side,
+    after: Side,  # whose mean counts
     before: Side | None = None,  # None: the mean of `after` itself
     spread: float = 1.0,  # largest possible difference of two values, for the two problems that are added
 ) -> Contrast:
@@ -140,7 +143,7 @@ def power(
     seed_variance: float,  # between seeds, of one seed's difference
     problem_variance: float,  # between problems, of one problem's difference
     seeds: int,  # a side, at least 2
-    problems: int,
+    problems: int,  # held out
     alpha: float = 0.025,  # one-sided
 ) -> float:
     "Probability that `p_above` falls below alpha."
