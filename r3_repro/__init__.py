@@ -30,7 +30,7 @@ _DEFINED_IN = {
     "Problem": "tasks.base:Problem",
     "Verdict": "tasks.base:Verdict",
     "get_task": "tasks.base:get_task",
-    "Profile": "config:Profile",
+    "Profile": "profiles:Profile",
     "load_profile": "config:load_profile",
     "Run": "runs.layout:Run",
     "open_run": "runs.layout:open_run",

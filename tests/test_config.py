@@ -11,9 +11,6 @@ from support import REPOSITORY
 from r3_repro import config
 from r3_repro.config import (
     ADDED,
-    ProcessSettings,
-    Profile,
-    TrainingSettings,
     load_profile,
     model_folder,
     model_path,
@@ -21,6 +18,7 @@ from r3_repro.config import (
     with_first_names,
 )
 from r3_repro.data import dataset_identity
+from r3_repro.profiles import ProcessSettings, Profile, TrainingSettings
 from r3_repro.runs.identity import identity_diff
 from r3_repro.runs.layout import open_run
 from r3_repro.utils import files

@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from r3_repro.analysis.loading import KEY, modes_of, outcomes, rejudge, same_verdicts
-from r3_repro.config import CONTROLS
+from r3_repro.profiles import CONTROLS
 from r3_repro.reporting.plots import arm_order, arm_style, legend_below, new_figure, save_figure
 from r3_repro.reporting.tables import save_table, show_interval, show_p, signed
 from r3_repro.tasks.base import Task

@@ -18,7 +18,6 @@ from typing import Any
 
 import pandas as pd
 
-from r3_repro.config import CONTROLS, Profile
 from r3_repro.data import load_split
 from r3_repro.engines.base import Engine, complete, derive_seed
 from r3_repro.engines.factory import open_engine
@@ -34,6 +33,7 @@ from r3_repro.evaluation.episodes import (
     stored_episodes,
     verdict_columns,
 )
+from r3_repro.profiles import CONTROLS, Profile
 from r3_repro.runs.layout import Run, model_path_for, write_manifest
 from r3_repro.tasks.base import (
     RETRY_TURN,

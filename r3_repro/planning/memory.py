@@ -14,8 +14,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from r3_repro.config import Profile, inconsistencies
 from r3_repro.planning.models import Shape, cache_per_token, embeddings, lora_parameters, matrices, parameters
+from r3_repro.profiles import Profile, inconsistencies
 
 
 # %% ../../nbs/planning/memory.ipynb #860202e0

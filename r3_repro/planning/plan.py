@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from r3_repro.config import Profile, inconsistencies, load_profile
+from r3_repro.config import load_profile
 from r3_repro.planning.memory import (
     GIB,
     H100,
@@ -45,6 +45,7 @@ from r3_repro.planning.models import (
     shape_of,
 )
 from r3_repro.planning.room import room_needed, room_problems
+from r3_repro.profiles import Profile, inconsistencies
 from r3_repro.utils.errors import SettingsError
 
 

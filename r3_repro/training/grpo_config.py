@@ -23,7 +23,7 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from r3_repro.arms import ARMS, Arm, Judged, success_reward
-from r3_repro.config import Profile, one_of
+from r3_repro.profiles import Profile, one_of
 from r3_repro.runs.layout import Run, mixture_runs
 from r3_repro.tasks.base import Message, Problem, Task, attempt_messages, get_task, leaks_answer
 from r3_repro.training.r3_config import R3Config

@@ -22,7 +22,7 @@ from peft import PeftModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils.notebook import NotebookProgressCallback
 
-from r3_repro.config import Profile, TrainingSettings, model_path
+from r3_repro.config import model_path
 from r3_repro.data import dataset_hashes
 from r3_repro.engines.chat import load_tokenizer, max_context_length, render, template_hash
 from r3_repro.engines.hf import load_model
@@ -30,6 +30,7 @@ from r3_repro.engines.vllm import training_seed
 from r3_repro.planning.memory import vllm_context
 from r3_repro.planning.models import shape_of
 from r3_repro.planning.room import check_room
+from r3_repro.profiles import Profile, TrainingSettings
 from r3_repro.runs.distributed import check_processes
 from r3_repro.runs.identity import check_identity, ensure_identity, model_hash, task_hash
 from r3_repro.runs.layout import Run, mixture_runs, write_manifest

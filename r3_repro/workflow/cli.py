@@ -18,7 +18,8 @@ from typing import Annotated, Any
 
 import typer
 
-from r3_repro.config import CONTROLS, Profile, check_names, find_home, load_profile
+from r3_repro.config import check_names, find_home, load_profile
+from r3_repro.profiles import CONTROLS, Profile
 from r3_repro.runs.layout import Run, open_run, root_folder
 from r3_repro.runs.preflight import preflight
 from r3_repro.utils.errors import ERROR_PREFIX, SettingsError, exit_on_user_error, show_any_text

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WORDS', 'EMPTY', 'STEPS', 'SAVED', 'NVIDIA_SMI', 'word_tokenizer', 'sample_only', 'write_shape',
            'write_random_weights', 'doctor_run', 'planned_failures', 'is_gone', 'family', 'occupied', 'kill_tree',
-           'started', 'gpu_memory', 'most_memory', 'measure_steps', 'Expected', 'planned_step', 'measured_lengths',
-           'steps_table', 'Finding', 'advice', 'Trial', 'try_steps']
+           'started', 'gpu_memory', 'most_memory', 'Measured', 'measure_steps', 'Expected', 'planned_step',
+           'measured_lengths', 'steps_table', 'Finding', 'advice', 'Trial', 'try_steps']
 
 # %% ../../nbs/workflow/trial_steps.ipynb #e88d0842
 import contextlib
@@ -26,9 +26,9 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from ..config import Profile, model_folder
-from ..data import load_split
-from ..engines.chat import load_tokenizer, render
+from r3_repro.config import Profile, model_folder
+from r3_repro.data import load_split
+from r3_repro.engines.chat import load_tokenizer, render
 from r3_repro.planning.memory import (
     GIB,
     TEMPLATE_TOKENS,
@@ -41,15 +41,15 @@ from r3_repro.planning.memory import (
     remedies,
     training_parts,
 )
-from ..planning.models import MODELS, Shape, random_model, shape_of
-from ..planning.plan import step_seconds
-from ..runs.distributed import training_environment
-from ..runs.launch import stage_command
-from ..runs.layout import Run
-from ..tasks.base import Problem, get_task, reflection_messages
-from ..training.callbacks import read_jsonl, resume_point
-from ..utils.errors import ERROR_PREFIX
-from ..utils.files import write_parquet
+from r3_repro.planning.models import MODELS, Shape, random_model, shape_of
+from r3_repro.planning.plan import step_seconds
+from r3_repro.runs.distributed import training_environment
+from r3_repro.runs.launch import stage_command
+from r3_repro.runs.layout import Run
+from r3_repro.tasks.base import Problem, get_task, reflection_messages
+from r3_repro.training.callbacks import read_jsonl, resume_point
+from r3_repro.utils.errors import ERROR_PREFIX
+from r3_repro.utils.files import write_parquet
 
 # %% ../../nbs/workflow/trial_steps.ipynb #e1c25dd2
 WORDS = 4096

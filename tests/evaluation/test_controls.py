@@ -19,7 +19,7 @@ from r3_repro.analysis import reflection_effect
 from r3_repro.analysis.loading import load_episodes
 from r3_repro.analysis.reflection_effect import load_controls, store_controls, synthetic_controls
 from r3_repro.analysis.results import make_results
-from r3_repro.config import CONTROLS, load_profile, model_path
+from r3_repro.config import load_profile, model_path
 from r3_repro.engines.base import MockEngine
 from r3_repro.evaluation import episodes, reflection_controls
 from r3_repro.evaluation.episodes import episode_files, evaluate
@@ -31,6 +31,7 @@ from r3_repro.evaluation.reflection_controls import (
     lending_ring,
     make_controls,
 )
+from r3_repro.profiles import CONTROLS
 from r3_repro.runs.launch import stage_command
 from r3_repro.runs.layout import Run, open_run
 from r3_repro.tasks.base import Problem, Verdict, get_task, reflection_messages

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 from typer.testing import CliRunner
 
-from r3_repro.config import find_home, inconsistencies, load_profile, model_path
+from r3_repro.config import find_home, load_profile, model_path
 from r3_repro.planning import room
 from r3_repro.planning.memory import (
     H100,
@@ -30,6 +30,7 @@ from r3_repro.planning.memory import (
 from r3_repro.planning.models import MODELS, contamination, parameters, random_model, shape_of
 from r3_repro.planning.plan import pass_flops
 from r3_repro.planning.room import check_room, memory_limit, room_needed
+from r3_repro.profiles import inconsistencies
 from r3_repro.runs.launch import stage_command
 from r3_repro.runs.layout import open_run
 from r3_repro.training.shared_prefix import ATTN_NAME, pack, prefix_parts
