@@ -8,7 +8,7 @@ __all__ = ['LOST', 'SamplingParams', 'Request', 'Completion', 'derive_seed', 'En
 
 # %% ../../nbs/engines/base.ipynb #12dc54d3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tqdm.auto import tqdm
@@ -105,19 +105,15 @@ def check_context_length(
         )
 
 # %% ../../nbs/engines/base.ipynb #97a5b103
+@dataclass
 class MockEngine:
     "An engine that answers from a function, without a model: for tests, and for measuring what mining itself costs."
 
-    tokenizer = None
-
-    def __init__(
-        self,
-        answer: Any,  # (prompt, seed) -> text
-        size: int = 256,  # requests that it takes at once
-        context: int = 4096,  # tokens
-    ):
-        self.answer, self.size, self.context = answer, size, context
-        self.waiting: list[Request] = []
+    answer: Any  # (prompt, seed) -> text
+    size: int = 256  # requests that it takes at once
+    context: int = 4096  # tokens
+    tokenizer: Any = None
+    waiting: list[Request] = field(default_factory=list)
 
     @property
     def capacity(self) -> int:
@@ -132,11 +128,10 @@ class MockEngine:
 
     def collect(self) -> list[tuple[Any, list[Completion]]]:
         done, self.waiting = self.waiting, []
-        return [(r.key, [self._one(r, r.seed + k) for k in range(r.n)]) for r in done]
-
-    def _one(self, r: Request, seed: int) -> Completion:
-        text = self.answer(r.prompt, seed)
-        return Completion(text, (), "stop", max(1, len(text.split())))
+        texts = [[self.answer(r.prompt, r.seed + k) for k in range(r.n)] for r in done]
+        return [
+            (r.key, [Completion(t, (), "stop", max(1, len(t.split()))) for t in ts]) for r, ts in zip(done, texts, strict=True)
+        ]
 
     def close(self) -> None:
         self.waiting = []

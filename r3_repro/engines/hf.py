@@ -52,6 +52,29 @@ def _generate_batch(
         return done
     return [replace(c, logprobs=tuple(values[: c.tokens])) for c, values in zip(done, out.logprobs, strict=True)]
 
+# %% ../../nbs/engines/hf.ipynb #a7525669
+_Waiting = list[tuple[Request, list[int]]]  # requests and their prompts' token ids
+
+
+def _choose_batch(waiting: _Waiting, batch: int) -> tuple[_Waiting, _Waiting]:
+    "Requests to generate together, the shortest prompts that sample as the oldest one does, and the rest."
+    chosen, rest, rows = list[tuple[Request, list[int]]](), list[tuple[Request, list[int]]](), 0
+    for w in sorted(waiting, key=lambda w: len(w[1])):  # stable: of equal lengths the oldest first
+        fits = w[0].sampling == waiting[0][0].sampling and (not chosen or rows + w[0].n <= batch)
+        (chosen if fits else rest).append(w)
+        rows += w[0].n if fits else 0
+    return chosen, rest
+
+
+def _generate_requests(model: Any, tokenizer: Any, chosen: _Waiting, batch: int) -> list[tuple[Hashable, list[Completion]]]:
+    "Keys and completions of requests that sample alike."
+    todo, done = [(ids, r.seed + k) for r, ids in chosen for k in range(r.n)], list[Completion]()
+    for at in range(0, len(todo), batch):  # one request may ask for more completions than a batch has rows
+        ids, seeds = zip(*todo[at : at + batch], strict=True)
+        done += _generate_batch(model, tokenizer, list(ids), chosen[0][0].sampling, list(seeds))
+    answers = iter(done)
+    return [(r.key, [next(answers) for _ in range(r.n)]) for r, _ in chosen]
+
 # %% ../../nbs/engines/hf.ipynb #f0828a1d
 class Transformers:
     "An `Engine`: a causal language model in this process, generating in batches."
@@ -85,28 +108,8 @@ class Transformers:
         self.waiting.append((request, ids))
 
     def collect(self) -> list[tuple[Hashable, list[Completion]]]:
-        if not self.waiting:
-            return []
-        like = self.waiting[0][0].sampling
-        self.waiting.sort(key=lambda w: len(w[1]))  # stable: of equal lengths the oldest first
-        chosen: list[tuple[Request, list[int]]] = []
-        rows = 0
-        for w in self.waiting:
-            if w[0].sampling == like and (not chosen or rows + w[0].n <= self.batch):
-                chosen.append(w)
-                rows += w[0].n
-        taken = set(map(id, chosen))
-        self.waiting = [w for w in self.waiting if id(w) not in taken]
-        return self._generate(chosen, like)
-
-    def _generate(self, chosen: list, like: SamplingParams) -> list[tuple[Hashable, list[Completion]]]:
-        todo = [(ids, r.seed + k) for r, ids in chosen for k in range(r.n)]
-        done: list[Completion] = []
-        for at in range(0, len(todo), self.batch):  # one request may ask for more completions than a batch has rows
-            part = todo[at : at + self.batch]
-            done += _generate_batch(self.model, self.tokenizer, [p for p, _ in part], like, [s for _, s in part])
-        answers = iter(done)
-        return [(r.key, [next(answers) for _ in range(r.n)]) for r, _ in chosen]
+        chosen, self.waiting = _choose_batch(self.waiting, self.batch)
+        return _generate_requests(self.model, self.tokenizer, chosen, self.batch)
 
     def close(self) -> None:
         self.waiting, self.model = [], None

@@ -59,17 +59,23 @@ def _check_cluster(there: dict[str, float], replicas: int, gpus: float) -> None:
                 "and set RAY_ADDRESS"
             )
 
+# %% ../../nbs/engines/ray.ipynb #ee0c5814
+def _started_ray() -> Any:
+    "The module `ray`, connected to RAY_ADDRESS, else to a cluster of this machine alone."
+    import ray
+
+    if not ray.is_initialized():
+        alone: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        alone["_system_config"] = {"worker_niceness": 0}  # by default other processes have priority over the engines
+        ray.init(log_to_driver=False, **({} if os.environ.get("RAY_ADDRESS") else alone))
+    return ray
+
 # %% ../../nbs/engines/ray.ipynb #cb632d3c
 class _Actors:
     "Engines in Ray actors; those that die are replaced."
 
     def __init__(self, make: Callable[[], Engine], replicas: int, gpus: float, restarts: int):
-        import ray
-
-        if not ray.is_initialized():
-            alone: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-            alone["_system_config"] = {"worker_niceness": 0}  # by default other processes have priority over the engines
-            ray.init(log_to_driver=False, **({} if os.environ.get("RAY_ADDRESS") else alone))
+        ray = _started_ray()
         _check_cluster(ray.cluster_resources(), replicas, gpus)
         actor: Any = ray.remote(num_gpus=gpus, num_cpus=1)(Worker)
         self.start, self.ray = functools.partial(actor.remote, make), ray
@@ -82,32 +88,33 @@ class _Actors:
             raise EngineError(f"no engine could be started on Ray: {e}") from e
         self.context, self.size = min(c for c, _ in facts), min(n for _, n in facts)
 
-    def _replace(self, i: int, error: Exception) -> None:
-        "Start another actor in the place of a dead one; `EngineError` if that place fails too often."
-        self.in_turn[i] += 1
-        said = str(error).strip().splitlines()
-        self.deaths.append(f"actor {i}: {said[-1] if said else type(error).__name__}")
-        if self.in_turn[i] > self.restarts:
-            told = "\n".join(self.deaths[-self.in_turn[i] :])
-            raise EngineError(
-                f"an engine on Ray failed {self.in_turn[i]} times in turn:\n{told}\nWhat was finished is kept: fix the cause "
-                "(often memory: lower gpu_memory_utilization or generation_batch), and start again"
-            )
-        self.ray.kill(self.actors[i])  # an engine that raised an error is unusable, and must release its GPU
-        self.actors[i] = self.start()
-
     def close(self) -> None:
         for a in self.actors:
             self.ray.kill(a)
         self.actors = []
+
+# %% ../../nbs/engines/ray.ipynb #bb330570
+def _replace(pool: _Actors, i: int, error: Exception) -> None:
+    "Start another actor in the place of a dead one; `EngineError` if that place fails too often."
+    pool.in_turn[i] += 1
+    said = str(error).strip().splitlines()
+    pool.deaths.append(f"actor {i}: {said[-1] if said else type(error).__name__}")
+    if pool.in_turn[i] > pool.restarts:
+        told = "\n".join(pool.deaths[-pool.in_turn[i] :])
+        raise EngineError(
+            f"an engine on Ray failed {pool.in_turn[i]} times in turn:\n{told}\nWhat was finished is kept: fix the cause "
+            "(often memory: lower gpu_memory_utilization or generation_batch), and start again"
+        )
+    pool.ray.kill(pool.actors[i])  # an engine that raised an error is unusable, and must release its GPU
+    pool.actors[i] = pool.start()
 
 # %% ../../nbs/engines/ray.ipynb #10a4ce85
 SLICE = 0.2
 "Seconds that an exchange goes on collecting: long compared with a call, short compared with a completion."
 
 
-class RayPool(_Actors):
-    "An `Engine`: several engines in Ray actors. Made by `open_pool`."
+class _Exchanges(_Actors):
+    "Requests in a queue and with actors."
 
     def __init__(
         self,
@@ -121,6 +128,40 @@ class RayPool(_Actors):
         self.tokenizer = tokenizer
         self.queue, self.with_whom = deque[Request](), [dict[Hashable, Request]() for _ in self.actors]
         self.calls: dict[Any, int] = {}  # running call -> its actor
+
+    def close(self) -> None:
+        super().close()
+        self.calls, self.with_whom = {}, []
+        self.queue.clear()
+
+# %% ../../nbs/engines/ray.ipynb #d6dd21d3
+def _send(pool: _Exchanges) -> None:
+    "Call every actor that is not being called and has something to do, with a fair share of the queue."
+    idle = [i for i in range(len(pool.actors)) if i not in pool.calls.values()]
+    for n, i in enumerate(sorted(idle, key=lambda i: len(pool.with_whom[i]))):
+        share = min(pool.size - len(pool.with_whom[i]), -(-len(pool.queue) // (len(idle) - n)))
+        new = [pool.queue.popleft() for _ in range(share)]
+        pool.with_whom[i] |= {r.key: r for r in new}
+        if pool.with_whom[i]:
+            pool.calls[pool.actors[i].exchange.remote(new, SLICE)] = i
+
+
+def _receive(pool: _Exchanges, call: Any, i: int) -> list[tuple[Hashable, list[Completion]]]:
+    try:
+        done = pool.ray.get(call)
+    except pool.ray.exceptions.RayError as e:
+        pool.queue.extendleft(reversed(pool.with_whom[i].values()))
+        pool.with_whom[i] = {}
+        _replace(pool, i, e)
+        return []
+    pool.in_turn[i] = 0
+    for key, _ in done:
+        del pool.with_whom[i][key]
+    return done
+
+# %% ../../nbs/engines/ray.ipynb #98a5fd64
+class RayPool(_Exchanges):
+    "An `Engine`: several engines in Ray actors. Made by `open_pool`."
 
     @property
     def capacity(self) -> int:
@@ -140,40 +181,12 @@ class RayPool(_Actors):
     def collect(self) -> list[tuple[Hashable, list[Completion]]]:
         out: list[tuple[Hashable, list[Completion]]] = []
         while self.pending and not out:
-            self._send()
+            _send(self)
             ready, _ = self.ray.wait(list(self.calls), num_returns=1)
             for call in ready:
-                out += self._receive(call, self.calls.pop(call))
-        self._send()
+                out += _receive(self, call, self.calls.pop(call))
+        _send(self)
         return out
-
-    def _send(self) -> None:
-        "Call every actor that is not being called and has something to do, with a fair share of the queue."
-        idle = [i for i in range(len(self.actors)) if i not in self.calls.values()]
-        for n, i in enumerate(sorted(idle, key=lambda i: len(self.with_whom[i]))):
-            share = min(self.size - len(self.with_whom[i]), -(-len(self.queue) // (len(idle) - n)))
-            new = [self.queue.popleft() for _ in range(share)]
-            self.with_whom[i] |= {r.key: r for r in new}
-            if self.with_whom[i]:
-                self.calls[self.actors[i].exchange.remote(new, SLICE)] = i
-
-    def _receive(self, call: Any, i: int) -> list[tuple[Hashable, list[Completion]]]:
-        try:
-            done = self.ray.get(call)
-        except self.ray.exceptions.RayError as e:
-            self.queue.extendleft(reversed(self.with_whom[i].values()))
-            self.with_whom[i] = {}
-            self._replace(i, e)
-            return []
-        self.in_turn[i] = 0
-        for key, _ in done:
-            del self.with_whom[i][key]
-        return done
-
-    def close(self) -> None:
-        super().close()
-        self.calls, self.with_whom = {}, []
-        self.queue.clear()
 
 # %% ../../nbs/engines/ray.ipynb #66c0675c
 def open_pool(

@@ -179,8 +179,8 @@ class _Guard:
             raise self.error from e
 
 # %% ../../nbs/engines/vllm.ipynb #6f8af891
-class VLLM:
-    "An `Engine`: `vllm.LLM` in this process. Made by `VLLM.load`."
+class _Started:
+    "A `vllm.LLM` in this process, and what it was asked."
 
     def __init__(
         self,
@@ -195,22 +195,6 @@ class VLLM:
         self.rows = self.named = 0  # completions being generated; requests so far
         self.guard = _Guard()
 
-    @classmethod
-    def load(
-        cls,
-        path: str,  # folder or hub name
-        dtype: str = "bfloat16",
-        tool_format: str = "auto",
-        batch: int = 256,  # completions generated at once, at most
-        memory: float = 0.9,  # share of each GPU's memory; a CPU has a cache of fixed size instead
-        tensor_parallel_size: int = 1,  # GPUs that share the model
-        **more: Any,  # further arguments of `vllm.LLM`
-    ) -> "VLLM":
-        "Start vLLM with a model; raises `SettingsError` if it is not installed, or cannot run it here."
-        tokenizer = load_tokenizer(path, tool_format)
-        llm = _start(_options(path, dtype, batch, memory, tensor_parallel_size) | _limit(path) | more)
-        return cls(llm, tokenizer, _ends(path, tokenizer), batch)
-
     @property
     def capacity(self) -> int:
         return 2 * self.batch - self.rows
@@ -218,6 +202,15 @@ class VLLM:
     @property
     def pending(self) -> int:
         return len(self.asked)
+
+    def close(self) -> None:
+        if self.llm is not None:
+            self.llm.llm_engine.engine_core.shutdown()
+        self.llm, self.asked, self.rows = None, {}, 0
+
+# %% ../../nbs/engines/vllm.ipynb #bfe80579
+class _Asked(_Started):
+    "Takes requests and gives completions."
 
     def submit(self, request: Request) -> None:
         from vllm.inputs import tokens_input
@@ -244,15 +237,30 @@ class VLLM:
         answers = [_answer(o, self.tokenizer, self.ends, request.sampling) for o in output.outputs]
         return request.key, answers * request.n if request.sampling.greedy else answers
 
+# %% ../../nbs/engines/vllm.ipynb #027f403f
+class VLLM(_Asked):
+    "An `Engine`: `vllm.LLM` in this process. Made by `VLLM.load`."
+
+    @classmethod
+    def load(
+        cls,
+        path: str,  # folder or hub name
+        dtype: str = "bfloat16",
+        tool_format: str = "auto",
+        batch: int = 256,  # completions generated at once, at most
+        memory: float = 0.9,  # share of each GPU's memory; a CPU has a cache of fixed size instead
+        tensor_parallel_size: int = 1,  # GPUs that share the model
+        **more: Any,  # further arguments of `vllm.LLM`
+    ) -> "VLLM":
+        "Start vLLM with a model; raises `SettingsError` if it is not installed, or cannot run it here."
+        tokenizer = load_tokenizer(path, tool_format)
+        llm = _start(_options(path, dtype, batch, memory, tensor_parallel_size) | _limit(path) | more)
+        return cls(llm, tokenizer, _ends(path, tokenizer), batch)
+
     def prefix_cache(self) -> tuple[int, int]:
         "Prompt tokens so far, and how many of them were not computed because their keys and values were cached."
         counted = {m.name: m.value for m in self.llm.get_metrics() if m.name.startswith("vllm:prefix_cache_")}
         return int(counted["vllm:prefix_cache_queries"]), int(counted["vllm:prefix_cache_hits"])
-
-    def close(self) -> None:
-        if self.llm is not None:
-            self.llm.llm_engine.engine_core.shutdown()
-        self.llm, self.asked, self.rows = None, {}, 0
 
 # %% ../../nbs/engines/vllm.ipynb #77ff0c4b
 @contextmanager
@@ -280,7 +288,7 @@ def _server_counters(url: str) -> dict[str, int]:
         return {name: sum(int(float(v)) for n, v in found if n == name) for name in ("queries", "hits")} if found else {}
     return {}
 
-
+# %% ../../nbs/engines/vllm.ipynb #b053f5e4
 @contextmanager
 def prefix_cache_hits(
     generation: Any,  # a trainer's `vllm_generation`

@@ -30,8 +30,8 @@ from r3_repro.utils.hashing import digest
 
 # %% ../../nbs/runs/layout.ipynb #9a8e3777
 @dataclass(frozen=True)
-class Run:
-    "One run and where its files are."
+class _Place:
+    "Which run it is, and its folders that are shared with others."
 
     profile: Profile
     arm: str = "r3"  # a name of `ARMS`, or "vanilla"
@@ -50,6 +50,10 @@ class Run:
     def model_dir(self) -> Path:
         "Folder of the model: `<root>/<profile>/<task>/<model>`."
         return self.task_dir / self.profile.model_name
+
+# %% ../../nbs/runs/layout.ipynb #f79e559c
+class Run(_Place):
+    "One run and where its files are."
 
     @property
     def dataset(self) -> Path:

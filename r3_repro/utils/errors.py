@@ -36,6 +36,7 @@ FAULTS = {
 }  # fmt: skip
 "Errors of the file system that the user can fix, by number -> what they mean."
 
+# %% ../../nbs/utils/errors.ipynb #631a06df
 CHOOSERS = (
     "R3_SETTINGS",
     "R3_ROOT",

@@ -174,7 +174,7 @@ def user_path(
     "The absolute path that a name means in the current folder."
     return Path(os.path.abspath(os.path.expanduser(name)))
 
-
+# %% ../../nbs/utils/files.ipynb #f3100a2d
 def find_home(
     start: str | Path | None = None,  # where to look first; default: the current folder
 ) -> Path:

@@ -73,6 +73,15 @@ def _parsed(thing: Any) -> ast.AST | None:
     node.name = "_"
     return node
 
+# %% ../../nbs/utils/hashing.ipynb #55283692
+def _left_out(v: Any, home: str, leave_out: tuple[str, ...]) -> str | None:
+    "What stands for a function or class that is not followed; None for one that is."
+    module = v.__module__ or ""
+    package = module.partition(".")[0]
+    if package in (home, "r3_repro", "__main__") and not module.startswith(leave_out or ("?",)):
+        return None
+    return f"{package}.{v.__qualname__}" if package != "r3_repro" else "left out"
+
 # %% ../../nbs/utils/hashing.ipynb #c13660e4
 class _Reached:
     "Numbers functions and classes in the order in which they are reached, so that neither names nor places matter."
@@ -101,36 +110,33 @@ class _Reached:
         return repr(v) if isinstance(v, str | bytes | int | float | None) else getattr(v, "__name__", type(v).__name__)
 
     def _code(self, v: Any, home: str) -> str:
-        module = v.__module__ or ""
-        if module.partition(".")[0] not in (home, "r3_repro", "__main__") or module.startswith(self.leave_out or ("?",)):
-            return f"{module.partition('.')[0]}.{v.__qualname__}" if module.partition(".")[0] != "r3_repro" else "left out"
+        if (left_out := _left_out(v, home, self.leave_out)) is not None:
+            return left_out
         if not any(v is t for t in self.things):
             self.things.append(v)
         return f"#{next(i for i, t in enumerate(self.things) if t is v)}"
 
-    def essence(self, v: Any) -> Any:
-        "What a function or class does; what it names outside itself is numbered or spelled out."
-        if (tree := _parsed(v)) is None:
-            try:
-                return inspect.getsource(v).strip()
-            except (OSError, TypeError):
-                return v.__qualname__
-        home = v.__module__.partition(".")[0]
-        scope = vars(sys.modules[v.__module__]) if isinstance(v, type) else v.__globals__
-        own = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
-        own |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+# %% ../../nbs/utils/hashing.ipynb #b0ee5ecc
+def _essence(reached: _Reached, v: Any) -> Any:
+    "What a function or class does; what it names outside itself is numbered or spelled out."
+    if (tree := _parsed(v)) is None:
+        try:
+            return inspect.getsource(v).strip()
+        except (OSError, TypeError):
+            return v.__qualname__
+    home = v.__module__.partition(".")[0]
+    scope = vars(sys.modules[v.__module__]) if isinstance(v, type) else v.__globals__
+    own = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+    own |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
 
-        def name(n: ast.AST) -> Any:
-            if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id not in own:
-                owner = scope.get(n.value.id)
-                return (
-                    self.value(getattr(owner, n.attr), home)
-                    if isinstance(owner, types.ModuleType) and hasattr(owner, n.attr)
-                    else None
-                )
-            return self.value(scope[n.id], home) if isinstance(n, ast.Name) and n.id in scope and n.id not in own else None
+    def name(n: ast.AST) -> Any:
+        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id not in own:
+            owner = scope.get(n.value.id)
+            known = isinstance(owner, types.ModuleType) and hasattr(owner, n.attr)
+            return reached.value(getattr(owner, n.attr), home) if known else None
+        return reached.value(scope[n.id], home) if isinstance(n, ast.Name) and n.id in scope and n.id not in own else None
 
-        return _plain_source(tree, name)
+    return _plain_source(tree, name)
 
 # %% ../../nbs/utils/hashing.ipynb #cd565a8c
 def code_digest(
@@ -143,6 +149,6 @@ def code_digest(
     out = [reached.value(t, (getattr(t, "__module__", None) or "").partition(".")[0]) for t in things]
     done = 0
     while done < len(reached.things):
-        out.append(reached.essence(reached.things[done]))
+        out.append(_essence(reached, reached.things[done]))
         done += 1
     return digest(out, length)
