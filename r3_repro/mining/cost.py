@@ -24,10 +24,10 @@ from r3_repro.runs.layout import Run
 from r3_repro.tasks.base import get_task
 from r3_repro.utils.errors import SettingsError
 
-# %% ../../nbs/mining/cost.ipynb #be4878ee
+# %% ../../nbs/mining/cost.ipynb #c5d7ff75
 SAMPLES_IN_A_DRY_RUN = 4  # of a problem, at most
 
-
+# %% ../../nbs/mining/cost.ipynb #be4878ee
 def dry_run(
     run: Run,
     seconds: float = 120.0,  # to draw for
@@ -53,9 +53,9 @@ def dry_run(
     finally:
         if own:
             engine.close()
-    if len(rows) < 2:
-        raise SettingsError(f"{len(rows)} attempts in {seconds:.0f} s are too few for an estimate: give it more time")
-    return pd.DataFrame(rows)
+    if len(rows) > 1:
+        return pd.DataFrame(rows)
+    raise SettingsError(f"{len(rows)} attempts in {seconds:.0f} s are too few for an estimate: give it more time")
 
 # %% ../../nbs/mining/cost.ipynb #ae9dc299
 def estimate_cost(

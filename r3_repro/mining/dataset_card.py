@@ -131,6 +131,7 @@ failures = load_dataset("owner/name", split="train")  # or the folder of this fi
 ```
 """
 
+# %% ../../nbs/mining/dataset_card.ipynb #e835c53b
 _END = """
 ## Intended use
 

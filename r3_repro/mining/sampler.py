@@ -6,7 +6,6 @@
 __all__ = ['mining_identity', 'prepared_engine', 'Schedule', 'AttemptBuilder', 'describe_engine', 'sample_attempts']
 
 # %% ../../nbs/mining/sampler.ipynb #884eb4eb
-import json
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -151,7 +150,7 @@ def sample_attempts(
         if not len(work.open):
             return 0
         engine = engine or prepared_engine(run, problems)
-        writer.engine = json.dumps(describe_engine(engine), sort_keys=True)
+        writer.engine = describe_engine(engine)
         done = len(problems) - len(work.open)
         try:
             with tqdm(total=len(problems), initial=done, desc="attempts", unit="problem", mininterval=1) as bar:

@@ -97,7 +97,17 @@ class _Buffer:
     since: float = 0.0  # when the first of them came
     path: Path | None = None  # chosen once: a buffer that is written twice, after an interrupt, is still one file
 
+    def add(self, row: tuple[Any, ...]) -> None:
+        "Take a row of a segment."
+        self.since = self.since if self.rows else time.monotonic()
+        self.bytes += len(row[3])
+        self.rows.append(row)
 
+    def is_due(self, rows: int, seconds: float, size: int) -> bool:
+        "Whether it holds so many rows or bytes, or one that came so long ago."
+        return len(self.rows) >= rows or self.bytes >= size or time.monotonic() - self.since >= seconds
+
+# %% ../../../nbs/mining/store/writer.ipynb #c1f1bb45
 def _free_name(folder: Path) -> Path:
     "The name of the next segment."
     taken = [int(m[1]) for f in folder.glob("part-*.parquet") if (m := _NAME.fullmatch(f.name))]
@@ -130,33 +140,41 @@ def _explain_full_disk(
         ) from e
 
 # %% ../../../nbs/mining/store/writer.ipynb #fa61c80f
+def _begin(folder: Path, key: dict[str, Any], remove: str) -> tuple[contextlib.ExitStack, dict[str, Any], int]:
+    "(the hold on a folder, its key as stored, attempts in it)."
+    with _explain_full_disk(folder, 4096, "Nothing was drawn."), contextlib.ExitStack() as held:
+        held.enter_context(_exclusive(folder))
+        ensure_identity(folder, key, remove)
+        stored = json.loads((folder / "identity.json").read_text("utf-8"))  # a part that was not known then stays so
+        return held.pop_all(), stored, sum(s.rows for s in _clean_up(folder))
+
+
+def _store(folder: Path, b: _Buffer, key: dict[str, Any], then: str) -> None:
+    "Store a buffer as a segment of its own; raises `SettingsError` that says what is kept if the disk is full."
+    data = _encode(b.rows, _schema(key))
+    b.path = b.path or _free_name(folder)
+    with _explain_full_disk(folder, data.size, then):
+        with atomic(b.path) as part:
+            part.write_bytes(data)
+        _sync(folder)
+
+# %% ../../../nbs/mining/store/writer.ipynb #bb05db66
+@dataclass
 class Writer:
     "Stores attempts, alone in its folder: `with Writer(folder, key) as writer: writer.add(attempt)`."
 
-    def __init__(
-        self,
-        folder: Path | str,
-        key: dict[str, Any],  # what decides which attempts are drawn; JSON values by name
-        engine: dict[str, Any] | None = None,  # what draws them: name, versions; not part of the key
-        rows: int = 20_000,  # attempts in the buffer at most
-        seconds: float = 60.0,  # that an attempt waits in it, at most, while others arrive
-        size: int = 64 << 20,  # bytes of answers in it at most, and one answer more
-        remove: str = "",  # what to remove to start over, for the message; default: the folder
-    ):
-        self.folder, self.key, self.remove = Path(folder), key, remove
-        self.engine = json.dumps(engine or {}, sort_keys=True)
-        self.rows, self.seconds, self.size = rows, seconds, size
-        self.stored = 0  # attempts in the store
-        self.buffer = _Buffer()
-        self._held = contextlib.ExitStack()
+    folder: Path
+    key: dict[str, Any]  # what decides which attempts are drawn; JSON values by name
+    engine: dict[str, Any] | None = None  # what draws them: name, versions; not part of the key
+    rows: int = 20_000  # attempts in the buffer at most
+    seconds: float = 60.0  # that an attempt waits in it, at most, while others arrive
+    size: int = 64 << 20  # bytes of answers in it at most, and one answer more
+    remove: str = ""  # what to remove to start over, for the message; default: the folder
+    stored: int = field(default=0, init=False)  # attempts in the store
+    buffer: _Buffer = field(default_factory=_Buffer, init=False)
 
     def __enter__(self) -> "Writer":
-        with _explain_full_disk(self.folder, 4096, "Nothing was drawn."), contextlib.ExitStack() as held:
-            held.enter_context(_exclusive(self.folder))
-            ensure_identity(self.folder, self.key, self.remove)
-            self.key = json.loads((self.folder / "identity.json").read_text("utf-8"))  # a part that was not known then stays so
-            self.stored = sum(s.rows for s in _clean_up(self.folder))
-            self._held = held.pop_all()
+        self._held, self.key, self.stored = _begin(self.folder, self.key, self.remove)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -165,30 +183,21 @@ class Writer:
 
     def add(self, a: Attempt) -> None:
         "Take an attempt; raises `ValueError` if it cannot be stored, `SettingsError` if the disk is full."
-        row, b = _row(a, self.engine), self.buffer
-        b.since = b.since if b.rows else time.monotonic()
-        b.bytes += len(row[3])
-        b.rows.append(row)
-        if len(b.rows) >= self.rows or b.bytes >= self.size or time.monotonic() - b.since >= self.seconds:
+        self.buffer.add(_row(a, json.dumps(self.engine or {}, sort_keys=True)))
+        if self.buffer.is_due(self.rows, self.seconds, self.size):
             self.flush()
 
     def flush(self) -> None:
-        "Store what is in the buffer, as a segment of its own."
-        b = self.buffer
-        if not b.rows:
-            return
-        data = _encode(b.rows, _schema(self.key))
-        b.path = b.path or _free_name(self.folder)
-        then = f"{len(b.rows):,} attempts were not stored and will be drawn again; the {self.stored:,} before them are kept."
+        "Store what is in the buffer; what a full disk has no room for is dropped."
+        drawn = len(self.buffer.rows)
+        then = f"{drawn:,} attempts were not stored and will be drawn again; the {self.stored:,} before them are kept."
         try:
-            with _explain_full_disk(self.folder, data.size, then):
-                with atomic(b.path) as part:
-                    part.write_bytes(data)
-                _sync(self.folder)
+            if drawn:
+                _store(self.folder, self.buffer, self.key, then)
         except SettingsError:
             self.buffer = _Buffer()
             raise
-        self.buffer, self.stored = _Buffer(), self.stored + len(b.rows)
+        self.buffer, self.stored = _Buffer(), self.stored + drawn
 
 # %% ../../../nbs/mining/store/writer.ipynb #e4a6e2e4
 def _blocks(group: list[Segment], doubled: dict[str, np.ndarray]) -> Iterator[pa.Table]:

@@ -94,7 +94,7 @@ def _odd_argument(
     if listed is not None and not isinstance(value, list) and value not in listed:
         notes["outside_enum", plain(f"{where}: {json.dumps(value, ensure_ascii=False)}", 80)] += 1
 
-
+# %% ../../../nbs/tasks/function_calling/rows.ipynb #eb313599
 def check_call(
     call: dict[str, Any],  # {"name": …, "arguments": {…}}
     tools: list[dict[str, Any]],  # in the shape of `make_tools`

@@ -167,7 +167,7 @@ def _read_type(text: str) -> tuple[str, bool, bool]:
         return "{}", bool(re.search(r"\boptional\b", text, re.I)), False
     return json.dumps(_either([kind])[0]), left_out or said != "required", True
 
-
+# %% ../../../nbs/tasks/function_calling/schema.ipynb #f9a31be5
 def read_type(
     declared: Any,  # "List[int], optional", "dict", ["string", "null"], …
 ) -> tuple[dict[str, Any], bool, bool]:
@@ -204,7 +204,7 @@ def types_of(schema: Any) -> list[str]:
         return list(dict.fromkeys(t for types in either for t in types))
     return next((types for s in _listed(schema, "allOf") if (types := types_of(s))), [])
 
-
+# %% ../../../nbs/tasks/function_calling/schema.ipynb #b8a3f1dd
 def part(
     schema: Any,
     keyword: str,  # whose value is an object: "items", "properties"
@@ -266,7 +266,7 @@ def values_of(schema: Any) -> list[Any] | None:
 MOST_SCHEMAS = 20_000
 "Schemas that are read of one tool."
 
-
+# %% ../../../nbs/tasks/function_calling/schema.ipynb #135eaa8e
 @dataclass
 class References:
     "What the references in the parameters of a tool lead to."
@@ -337,7 +337,7 @@ def _inner(value: Any, notes: Counter[tuple[str, str]], refs: References, by_nam
         return read_type(value)[0]
     raise LookupError
 
-
+# %% ../../../nbs/tasks/function_calling/schema.ipynb #934ca5fe
 def keywords(
     spec: dict[str, Any],  # a schema as the source writes it
     notes: Counter[tuple[str, str]],  # (key of `rows.NOTES`, detail) -> how often; counts are added
