@@ -44,7 +44,11 @@ def source_hash(
     return f"{source}@{commit}" if commit else None
 
 # %% ../../nbs/runs/identity.ipynb #182b321e
-SAME_TASKS = {"810cf91a74b9ed74": "0c26ca2c5556fa7c", "2349cc4ce0fff3c5": "3b9530a971d56721"}
+SAME_TASKS = {
+    "810cf91a74b9ed74": "0c26ca2c5556fa7c",
+    "2349cc4ce0fff3c5": "3b9530a971d56721",
+    "6efdb1210bd04f5c": "3b9530a971d56721",
+}
 "Digest of a task now -> its digest in stored manifests, where its words and verdicts are the same (see `ADDED` of the settings)."
 
 

@@ -20,7 +20,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from r3_repro.engines.base import SamplingParams, derive_seed
-from r3_repro.engines.chat import max_context_length, render
+from r3_repro.engines.chat import max_context_length, opened_thought, render
 from r3_repro.engines.generation import generate_rows
 from r3_repro.engines.vllm import prefix_cache_hits
 from r3_repro.tasks.base import Message, assistant, retry_messages
@@ -172,7 +172,8 @@ def _sample(self: R3Trainer, stage: str, ids: list[list[int]], counted: int) -> 
     with timed(self.seconds, stage), self._length_limit(tokens):
         sampled, logprobs = self._generate_single_turn(ids, None, {}, num_generations=1)
     self._count(**{f"{stage}_tokens": sum(map(len, sampled[:counted]))})
-    return self._tokenizer.batch_decode(sampled[:counted], skip_special_tokens=True), sampled[:counted], logprobs
+    texts = self._tokenizer.batch_decode(sampled[:counted], skip_special_tokens=True)
+    return [opened_thought(self._tokenizer) + text for text in texts], sampled[:counted], logprobs
 
 
 @patch
@@ -312,7 +313,8 @@ def _answers_for(self: R3Trainer, prompts: list, texts: list[str], ids: list) ->
 @patch
 def _calculate_rewards(self: R3Trainer, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Any:
     "Override: TRL's reward functions judge the retries."
-    answers = self._answers_for(prompts, [c[0]["content"] for c in completions], completion_ids_list)
+    texts = [opened_thought(self._tokenizer) + c[0]["content"] for c in completions]
+    answers = self._answers_for(prompts, texts, completion_ids_list)
     judged = [[assistant(text)] for text in answers.texts]
     with timed(self.seconds, "verify"):
         rewards = super(R3Trainer, self)._calculate_rewards(inputs, answers.asked, judged, answers.ids)

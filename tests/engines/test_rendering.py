@@ -1,6 +1,7 @@
 """What a conversation becomes: text stays text under the templates of each family, and no prompt depends on the day."""
 
 import datetime
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,24 @@ from tokenizers import AddedToken
 
 from r3_repro.config import load_profile
 from r3_repro.engines.base import SamplingParams
-from r3_repro.engines.chat import USUAL_CONTROL, as_text, control_tokens, load_tokenizer, render
+from r3_repro.engines.chat import (
+    USUAL_CONTROL,
+    as_text,
+    check_template,
+    control_tokens,
+    load_tokenizer,
+    opened_thought,
+    render,
+    template_hash,
+    to_completion,
+)
 from r3_repro.engines.server_protocol import EXTENSIONS, request_body
 from r3_repro.evaluation.benchmarks import as_lm
 from r3_repro.tasks.base import BUILT_IN, assistant, attempt_messages, get_task, reflection_messages, retry_messages, user
-from r3_repro.tasks.tool_prompts import DATE, shown
+from r3_repro.tasks.countdown.generator import make_countdown_problem
+from r3_repro.tasks.thoughts import THOUGHT
+from r3_repro.tasks.tool_prompts import DATE, own_call, reads_own_call, shown, tool_format
+from r3_repro.utils.errors import SettingsError
 
 TINY = str(REPOSITORY / "r3_repro/assets/tiny-base2")
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -40,7 +54,7 @@ def family(request: pytest.FixtureRequest) -> Any:
     if request.param != "own":
         strip = request.param == "phi3_5"  # its own control tokens take the white space after them
         tokenizer.add_tokens([AddedToken(t, rstrip=strip, special=True) for t in CONTROL[request.param]])
-        tokenizer.chat_template = (TEMPLATES / f"{request.param}.jinja").read_text()
+        tokenizer.chat_template = (TEMPLATES / f"{request.param}.jinja").read_text("utf-8")
     return tokenizer
 
 
@@ -141,7 +155,7 @@ DATED = ["own", "qwen2_5", "llama3", "llama3_1", "llama3_2", "phi3_5", "gptoss"]
 def test_no_prompt_depends_on_the_day(name: str, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = load_tokenizer(TINY)
     if name != "own":
-        tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text()
+        tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text("utf-8")
     p = load_profile("tiny", task=task, test_size=2, train_size=2)
     asked = attempt_messages(get_task(task), get_task(task).problems("test", p.data_options)[0])
     today = render(tokenizer, asked)
@@ -156,7 +170,7 @@ def test_no_prompt_depends_on_the_day(name: str, task: str, monkeypatch: pytest.
 @pytest.mark.parametrize("name", ["llama3_2", "gptoss"])
 def test_the_benchmarks_do_not_depend_on_the_day(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = as_lm(TINY, "float32", 1)
-    lm.tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text()
+    lm.tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text("utf-8")
     monkeypatch.setattr(template_utils, "datetime", Later)
     text = lm.apply_chat_template([user("x")])
     assert "2024" in text and "2031" not in text
@@ -167,3 +181,113 @@ def test_a_chat_server_is_told_the_date() -> None:
     assert body["chat_template_kwargs"] == {"date_string": DATE}
     assert "chat_template_kwargs" not in request_body([user("x")], SamplingParams(1), 0, "chat", {}), "it refused extensions"
     assert "chat_template_kwargs" not in request_body([1], SamplingParams(1), 0, "completions", EXTENSIONS)
+
+
+# ── Every template that TRL ships ──────────────────────────────────────────────────────────────────────────────────
+
+SHIPPED = sorted(p.stem for p in TEMPLATES.glob("*.jinja"))
+IMAGES = {"idefics3", "llava_next", "smolvlm"}  # they show no message that is plain text
+SILENT = {"lfm2"}  # shows tools and never writes a call
+
+
+def with_template(name: str, *special: str) -> Any:
+    tokenizer = load_tokenizer(TINY)
+    tokenizer.add_tokens([AddedToken(t, special=True) for t in special])
+    tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text("utf-8")
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_template_conforms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Text and tools are shown, no day is, a retry goes on from its reflection's prompt, and the model's own calls are read."
+    tokenizer = with_template(name)
+    if name.removesuffix("_training") in IMAGES:
+        with pytest.raises(SettingsError, match="plain text"):
+            check_template(tokenizer)
+        return
+    check_template(tokenizer)
+    said = conversations("Try another order.")
+    rendered = [render(tokenizer, m) for m in said]
+    monkeypatch.setattr(template_utils, "datetime", Later)
+    assert [render(tokenizer, m) for m in said] == rendered
+    texts = [tokenizer.decode(ids) for ids in rendered]
+    for text, messages in zip(texts, said, strict=True):
+        assert "2031" not in text and messages[0]["content"][:20] in text
+        assert all(t["function"]["name"] in text for t in json.loads(messages[0].get("tools", "[]")))
+    assert "Try another order." in texts[2] and "Try another order." in texts[5]
+    for first, reflecting, again in (texts[:3], texts[3:]):
+        for shorter, longer in ((first, reflecting), (reflecting, again)):
+            end = next(
+                (m.start() for m in THOUGHT.finditer(shorter, len(shorter) - 40)), len(shorter)
+            )  # before a thought that it opens
+            assert longer.startswith(shorter[:end])
+    assert reads_own_call(tokenizer)
+    if tool_format(tokenizer) == "template":
+        assert bool(own_call(tokenizer)) == (name.removesuffix("_training") not in SILENT)
+
+
+@pytest.mark.parametrize("name, special", [("gemma4", '<|"|>'), ("diffusion_gemma", '<|"|>'), ("glm4moe", "<arg_key>")])
+def test_a_form_that_is_lost_without_special_tokens_falls_back_with_a_warning(name: str, special: str) -> None:
+    assert tool_format(with_template(name)) == "template"
+    tokenizer = with_template(name + "_training" if name == "glm4moe" else name, special)
+    tokenizer.chat_template += "{# with special tokens #}"
+    with pytest.warns(UserWarning, match="tool_format = json"):
+        assert tool_format(tokenizer) == "json"
+
+
+@pytest.mark.parametrize("name", ["gptoss", "llama3_1", "lfm2_v2", "qwen3_5_think", "muse_glimmer"])
+def test_a_form_that_is_read_without_special_tokens_stays(name: str) -> None:
+    tokens = [
+        "<|channel|>",
+        "<|message|>",
+        "<|constrain|>",
+        "<|call|>",
+        "<|eot_id|>",
+        "<|tool_call_start|>",
+        "<|im_end|>",
+        "<|eot|>",
+    ]
+    tokenizer = with_template(name, *tokens)
+    tokenizer.chat_template += "{# with special tokens #}"
+    assert tool_format(tokenizer) == "template"
+
+
+# ── Named templates, and thoughts that a template opens ────────────────────────────────────────────────────────────
+
+
+def test_named_templates_are_resolved_by_use_and_saved_as_one(tmp_path: Path) -> None:
+    own, qwen = load_tokenizer(TINY), (TEMPLATES / "qwen2_5.jinja").read_text("utf-8")
+    default, both = own.chat_template, tmp_path / "both"
+    own.chat_template = {"default": default, "tool_use": qwen, "rag": "x"}
+    own.save_pretrained(both)
+    tokenizer = load_tokenizer(str(both))
+    plain, _, _, tools, _, _ = conversations("Hm.")
+    for template, messages in ((default, plain), (qwen, tools)):
+        own.chat_template = template
+        assert render(tokenizer, messages) == render(own, messages)
+    tokenizer.save_pretrained(tmp_path / "trained")
+    trained = load_tokenizer(str(tmp_path / "trained"))
+    assert trained.chat_template == tokenizer.chat_template and template_hash(trained) == template_hash(tokenizer)
+    assert as_lm(TINY, "float32", 1) and render(trained, tools) == render(tokenizer, tools)
+
+
+def test_named_templates_without_a_default_are_refused(tmp_path: Path) -> None:
+    own = load_tokenizer(TINY)
+    own.chat_template = {"rag": "x", "tool_use": "y"}
+    own.save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match=r"rag, tool_use.*default"):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["deepseek_r1_distill", "qwen3_5_think", "nemotron_3_nano", "qwen3", "qwen3_5_nothink", "phi3_5"]
+)
+def test_a_cut_off_thought_that_the_template_opened_is_no_answer(name: str) -> None:
+    tokenizer = with_template(name)
+    opens = name not in ("qwen3", "qwen3_5_nothink", "phi3_5")
+    assert opened_thought(tokenizer) == ("<think>" if opens else "")
+    ids = tokenizer("<answer> 3 + 5 </answer>", add_special_tokens=False)["input_ids"]
+    answer = to_completion(tokenizer, ids, [], SamplingParams(len(ids)), None)
+    problem = make_countdown_problem([3, 5], 8)
+    assert get_task("countdown").verify(problem, answer.text).ok == (not opens)
+    assert get_task("countdown").verify(problem, f"{answer.text}</think>{answer.text.removeprefix('<think>')}").ok

@@ -91,7 +91,7 @@ def test_a_stored_problem_is_asked_in_the_words_of_a_fresh_one(
 
 def test_a_data_set_that_was_stored_in_sorted_order_is_still_read(tmp_path: Path) -> None:
     "Earlier versions sorted the keys. Such a run goes on with the prompts that it began with, under its own hash."
-    run = open_run("smoke", task="function_calling", root=tmp_path)
+    run = open_run("smoke", task="function_calling", root=str(tmp_path))
     fresh = load_split(run, "test")
     texts = [json.dumps(p.data, sort_keys=True, ensure_ascii=False) for p in fresh]
     assert texts != [p.dumps() for p in fresh], "else nothing is tried here"

@@ -277,7 +277,7 @@ def _wrapped(value: dict, budget: Budget) -> list[Call]:
         raise Unreadable("not_json", "tool_calls that are not a list of calls")
     return found
 
-
+# %% ../../../nbs/tasks/function_calling/parser.ipynb #3bc43b27
 def calls_in(
     value: Any,  # what `read_block` returned
     budget: Budget,
