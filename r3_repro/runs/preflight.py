@@ -26,6 +26,8 @@ from r3_repro.utils.files import check_writable, hub_revision
 
 # %% ../../nbs/runs/preflight.ipynb #1d14efce
 def _check_hub(where: str, name: str, kind: str) -> None:
+    from huggingface_hub import constants
+
     name, revision = hub_revision(name)
     commit = hub_commit(name, kind, revision)
     if commit == "":
@@ -35,6 +37,9 @@ def _check_hub(where: str, name: str, kind: str) -> None:
             f"{where}: taken for a {kind} of the hub, which cannot be reached or refuses it, and it is not in the cache: "
             "give a local path, or this machine network (for a gated one: a token), or a filled HF_HOME"
         )
+    cache = Path(constants.HF_HUB_CACHE)
+    if not (cache / f"{kind}s--{name.replace('/', '--')}" / "snapshots" / commit).is_dir():  # it will be fetched
+        check_writable(cache)
 
 # %% ../../nbs/runs/preflight.ipynb #ace054a0
 def _check_data(run: Run) -> None:

@@ -164,3 +164,21 @@ def test_commands_say_it_in_one_line(stage: str, changed: dict[str, str], named:
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("r3_repro: ")]
     assert len(said) == 1 and named in said[0] and "network" not in said[0]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_model_that_will_be_fetched_needs_a_cache_that_takes_it(
+    cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    cache = tmp_path / "hub" if cached else tmp_path / "file" / "hub"
+    if cached:
+        (cache / "models--owner--name" / "snapshots" / "abc").mkdir(parents=True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("r3_repro.runs.preflight.hub_commit", lambda *_: "abc")
+    run = open_run("smoke", model="owner/name", root=str(tmp_path))
+    if cached:
+        return preflight(run, "datasets")
+    with pytest.raises(SettingsError, match=f"cannot write to {cache}: .* HF_HUB_CACHE = {cache} chooses it"):
+        preflight(run, "datasets")
