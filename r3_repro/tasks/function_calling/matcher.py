@@ -18,6 +18,7 @@ from scipy.optimize import linear_sum_assignment
 
 from r3_repro.tasks.base import Problem, Verdict
 from r3_repro.tasks.function_calling.parser import MAX_CALLS, Call, parse_calls
+from r3_repro.tasks.function_calling.schema import argument_schema, part, types_of
 from r3_repro.tasks.function_calling.writer import _object
 
 # %% ../../../nbs/tasks/function_calling/matcher.ipynb #de301ce3
@@ -126,9 +127,10 @@ def compare_values(
     if isinstance(gold, list):
         if len(value) != len(gold):
             return Difference("wrong_value", "", f"expected {len(gold)} items, got {len(value)}")
-        items = schema.get("items")
+        items = part(schema, "items")
         return _first((f"[{i}]", compare_values(v, gold[i], rule, items, listed)) for i, v in enumerate(value))
-    if rule == "bfcl" and isinstance(value, float) and isinstance(gold, int) and schema.get("type") == "integer":
+    whole = rule == "bfcl" and "integer" in (types := types_of(schema)) and "number" not in types
+    if whole and isinstance(value, float) and isinstance(gold, int):
         return Difference("wrong_type", "", _expected(gold, value))
     return None if same(value, gold, rule) else Difference("wrong_value", "", _expected(gold, value))
 
@@ -136,7 +138,7 @@ def compare_values(
 def compare_any(value: Any, accepted: list, rule: str, schema: Any) -> Difference | None:
     'The difference to the nearest of BFCL\'s accepted values; `""` counts as one of them only where texts are accepted.'
     others = [gold for gold in accepted if gold != ""]
-    textual = _dict(schema).get("type", "string") == "string" or any(isinstance(gold, str) for gold in others)
+    textual = "string" in (types_of(schema) or ["string"]) or any(isinstance(gold, str) for gold in others)
     found = [compare_values(value, gold, rule, schema, True) for gold in (accepted if textual else others)]
     if None in found:
         return None
@@ -151,7 +153,7 @@ def _compare_objects(value: dict, gold: dict, rule: str, schema: dict, listed: b
             return Difference("wrong_value", "", f"the key {short_json(key)} is missing")
     if unknown := [key for key in value if key not in gold]:
         return Difference("wrong_value", "", f"the key {short_json(unknown[0])} is not expected")
-    properties = _dict(schema.get("properties"))
+    properties = part(schema, "properties")
     return _first((f".{key}", compare_one(v, gold[key], rule, properties.get(key), listed)) for key, v in value.items())
 
 
@@ -201,10 +203,10 @@ def call_differences(
 ) -> list[Difference]:
     "All differences between two calls of the same tool, at most one for each parameter."
     out = []
-    properties, required = _dict(schema.get("properties")), _list(schema.get("required"))
+    required = _list(schema.get("required"))
     for name, wanted in gold.items():
         if name in arguments:
-            if found := compare_one(arguments[name], wanted, rule, properties.get(name), listed):
+            if found := compare_one(arguments[name], wanted, rule, argument_schema(name, schema), listed):
                 out.append(Difference(found.error, f".{name}{found.where}", found.text))
         elif not (listed and may_be_left_out(wanted, name in required)):
             out.append(Difference("missing_parameter", f".{name}", f"left out, expected {short_json(wanted)}"))
