@@ -73,7 +73,7 @@ class _Message(BaseModel):
 # %% ../../nbs/engines/server_protocol.ipynb #2b0bbeaa
 class _Choice(BaseModel):
     index: int | None = None
-    text: str | None = None  # completions
+    text: Any = None  # completions
     message: _Message | None = None  # chat
     finish_reason: str | None = None
     stop_reason: Any = None  # vLLM: the stop text or further end token; None for the usual end token
@@ -211,7 +211,7 @@ def read_text(
     if field not in choice.model_fields_set or (api == "chat" and choice.message is None):
         raise BrokenAnswer(f"choices.0.{field}: missing")
     if api == "completions" or choice.message is None:
-        return choice.text or ""
+        return _content(choice.text, "choices.0.text")
     said = choice.message
     text = _content(said.content, "choices.0.message.content") or said.refusal or ""
     return "\n".join(part for part in (text, _calls(said, tool_format)) if part)

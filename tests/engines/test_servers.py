@@ -580,7 +580,7 @@ NAMED = {
     "status 500": "500 out of order",
     "no choices": "choices: none", "choices missing": "choices: none", "choices null": "choices: Input should be",
     "an error with status 200": "error: upstream is gone", "no text": "choices.0.message: missing",
-    "message null": "choices.0.message: missing", "text of a wrong type": "choices.0.text: Input should be",
+    "message null": "choices.0.message: missing", "text of a wrong type": "choices.0.message.content: 'int' is not text",
     "a part that is an image": "choices.0.message.content.1: 'image_url' is not text",
     "a call without a name": "choices.0.message.tool_calls.0.function.name: Field required",
     "aborted": "choices.0.finish_reason: 'abort' is none of", "an unknown end": "choices.0.finish_reason: 'tired' is none of",
@@ -590,8 +590,13 @@ NAMED = {
 GONE = Completion("", (), "lost", 0)
 
 
-@pytest.mark.parametrize("fault", ["status 500", *BROKEN])
-@pytest.mark.parametrize(("api", "concurrency"), [("completions", 1), ("chat", 4)])
+@pytest.mark.parametrize(
+    ("fault", "api", "concurrency"),
+    [
+        *((f, "chat", 4) for f in ["status 500", *BROKEN]),
+        *((f, "completions", 1) for f in ("status 500", "no text", "an unknown end")),
+    ],
+)
 def test_an_answer_that_is_never_understood_costs_that_answer_alone(
     serve: Any, connect: Any, fault: str, api: str, concurrency: int
 ) -> None:
