@@ -77,9 +77,7 @@ def main() -> None:
     several = table[table.seeds > 1]
     print("\nfrom two seeds on, least coverage: " + ", ".join(f"{k} {several[k].min():.3f}" for k in ("contrast", "crossed")))
     if a.out:
-        caption = (
-            f"Coverage of 95% intervals: {a.experiments} experiments a cell, {a.problems} problems, {DRAWS} draws each."
-        )
+        caption = f"Coverage of 95% intervals: {a.experiments} experiments a cell, {a.problems} problems, {DRAWS} draws each."
         save_table(table.round(4), a.out, "coverage", caption, table)
         write_json(a.out / "coverage.manifest.json", provenance() | {"arguments": {k: str(v) for k, v in vars(a).items()}})
 
