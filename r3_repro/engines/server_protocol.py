@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXTENSIONS', 'THOUGHTS', 'FILTERED', 'FINISH', 'REFUSALS', 'request_body', 'BrokenAnswer', 'ServerAnswer',
-           'parse_json', 'join_stream', 'read_text', 'read_completion', 'oddity', 'is_filtered', 'describe_failure',
+           'parse_json', 'join_stream', 'answer_text', 'read_completion', 'oddity', 'is_filtered', 'describe_failure',
            'reads_alike']
 
 # %% ../../nbs/engines/server_protocol.ipynb #67dc289e
@@ -201,7 +201,7 @@ def _calls(
     return f"[{', '.join(each)}]" if each else ""
 
 # %% ../../nbs/engines/server_protocol.ipynb #1be72011
-def read_text(
+def answer_text(
     choice: _Choice,
     api: str,  # "completions" or "chat"
     tool_format: str = "json",  # in which calls are written back: "hermes", else a JSON list
@@ -286,7 +286,7 @@ def read_completion(
 ) -> Completion:
     "The first choice as a `Completion`; raises `BrokenAnswer`."
     choice, used = answer.choice, answer.tokens
-    text, ids, reason = read_text(choice, api, tool_format), choice.token_ids or [], choice.finish_reason
+    text, ids, reason = answer_text(choice, api, tool_format), choice.token_ids or [], choice.finish_reason
     if ids and used == len(ids) + 1 and reason == "stop" and isinstance(choice.stop_reason, int | None):
         ids = [*ids, tokenizer.eos_token_id if choice.stop_reason is None else choice.stop_reason]  # counted, but not returned
     finish = _finish(reason, len(ids) or used or 0, sampling)

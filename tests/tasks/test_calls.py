@@ -23,7 +23,8 @@ from support import DATA, patience
 from r3_repro.tasks.base import Problem, Verdict
 from r3_repro.tasks.function_calling import matcher, parser, writer
 from r3_repro.tasks.function_calling.matcher import CALL_ERRORS, CALL_RULES, kind_of, verify_calls
-from r3_repro.tasks.function_calling.parser import CALL_KEYS, JSON_WORDS, MAX_CALL_CHARS, MAX_CALLS, PLACES, Call, parse_calls
+from r3_repro.tasks.function_calling.parser import CALL_KEYS, PLACES, Call, parse_calls
+from r3_repro.tasks.function_calling.reader import JSON_WORDS, MAX_CALL_CHARS, MAX_CALLS
 from r3_repro.tasks.function_calling.task import load_call_rows
 from r3_repro.tasks.function_calling.writer import STYLES, write_calls
 

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from scipy.optimize import linear_sum_assignment
 
 from r3_repro.tasks.base import Problem, Verdict
-from r3_repro.tasks.function_calling.parser import MAX_CALLS, Call, parse_calls
+from r3_repro.tasks.function_calling.parser import Call, parse_calls
+from r3_repro.tasks.function_calling.reader import MAX_CALLS
 from r3_repro.tasks.function_calling.schema import argument_schema, part, types_of
 from r3_repro.tasks.function_calling.writer import _object
 

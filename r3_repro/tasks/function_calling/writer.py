@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from r3_repro.tasks.function_calling.parser import JSON_WORDS, Call
+from r3_repro.tasks.function_calling.parser import Call
+from r3_repro.tasks.function_calling.reader import JSON_WORDS
 
 # %% ../../../nbs/tasks/function_calling/writer.ipynb #39af7bf9
 MARKUP = re.compile(
