@@ -126,7 +126,7 @@ def make_transfer(
     return save_table(shown, folder / "tables", "transfer", caption + INTERVALS, plain) if len(shown) else []
 
 # %% ../../nbs/analysis/results.ipynb #853610dd
-SAME_RULES = {"865aea416851-3ac93a6f1cf9": "865aea416851-e55bbc7e726b"}
+SAME_RULES = {"865aea416851-4c5d6bfc6a0b": "865aea416851-e55bbc7e726b"}
 "Present digest -> the digest in stored manifests, where no rule has changed, only how they are hashed and computed."
 
 
