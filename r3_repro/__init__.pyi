@@ -1,12 +1,12 @@
 # What r3_repro/__init__.py imports when it is first used; tests/test_facade.py compares the two.
 from r3_repro.analysis.differences import between_arms as compare
 from r3_repro.analysis.loading import load_episodes as load_episodes
-from r3_repro.profiles import Profile as Profile
 from r3_repro.config import load_profile as load_profile
 from r3_repro.engines.factory import open_engine as open_engine
 from r3_repro.evaluation.episodes import evaluate as evaluate
 from r3_repro.evaluation.episodes import run_episodes as run_episodes
 from r3_repro.mining.failures import mine as mine
+from r3_repro.profiles import Profile as Profile
 from r3_repro.runs.layout import Run as Run
 from r3_repro.runs.layout import open_run as open_run
 from r3_repro.tasks.base import Problem as Problem
