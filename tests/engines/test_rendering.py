@@ -17,7 +17,7 @@ from r3_repro.engines.base import SamplingParams
 from r3_repro.engines.chat import (
     USUAL_CONTROL,
     as_text,
-    check_template,
+    check_shows_text,
     control_tokens,
     load_tokenizer,
     opened_thought,
@@ -203,9 +203,9 @@ def test_every_template_conforms(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     tokenizer = with_template(name)
     if name.removesuffix("_training") in IMAGES:
         with pytest.raises(SettingsError, match="plain text"):
-            check_template(tokenizer)
+            check_shows_text(tokenizer)
         return
-    check_template(tokenizer)
+    check_shows_text(tokenizer)
     said = conversations("Try another order.")
     rendered = [render(tokenizer, m) for m in said]
     monkeypatch.setattr(template_utils, "datetime", Later)
