@@ -67,7 +67,7 @@ def by_caption(docs: set[str]) -> dict[str, list[str]]:
     "The pages in the order of the side bar, by caption."
     found = {name: [] for name in ("chapters", *PACKAGES, "settings, data, arms", "details")}  # type: dict[str, list[str]]
     for doc in sorted(docs - {"index"}, key=lambda d: (not d.endswith("/base"), d)):
-        top = "chapters" if doc[:2].isdigit() else "details" if doc == "details" else "settings, data, arms"
+        top = "chapters" if doc[:2].isdigit() else "details" if doc in ("details", "input") else "settings, data, arms"
         found[doc.partition("/")[0] if "/" in doc else top].append(doc)
     return {name.capitalize(): pages for name, pages in found.items() if pages}
 

@@ -82,13 +82,6 @@ class Contrast:
         "One-sided p value of the hypothesis that the difference is at most `margin`."
         return float(sps.t.sf((self.estimate - margin) / math.sqrt(self.variance), self.df))
 
-    def p_below(
-        self,
-        margin: float = 0.0,  # likewise
-    ) -> float:
-        "One-sided p value of the hypothesis that the difference is at least `margin`."
-        return float(sps.t.cdf((self.estimate - margin) / math.sqrt(self.variance), self.df))
-
 # %% ../../nbs/analysis/contrasts.ipynb #066f030b
 def _seed_parts(s: Side) -> tuple[float, float, float]:
     "Variance between seeds of the mean over them, its degrees of freedom, and the share of seed and problem together."

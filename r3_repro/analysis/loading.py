@@ -188,7 +188,7 @@ LATER_RULES = {"notation"}
 
 def reported_rules(
     folder: str | Path,  # <root>/<profile>/<task>/<model>
-    task: Task,
+    task: Task,  # with its rules
 ) -> tuple[str, ...]:
     "Name the verification rules under which the accuracy of a folder's episodes is reported."
     manifests = [json.loads(file.read_text("utf-8")) for file in Path(folder).glob("episodes/*.manifest.json")]
