@@ -92,8 +92,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'r3_repro/analysis/contrasts.py'),
                                              'r3_repro.analysis.contrasts.Contrast.p_above': ( 'analysis/contrasts.html#contrast.p_above',
                                                                                                'r3_repro/analysis/contrasts.py'),
-                                             'r3_repro.analysis.contrasts.Contrast.p_below': ( 'analysis/contrasts.html#contrast.p_below',
-                                                                                               'r3_repro/analysis/contrasts.py'),
                                              'r3_repro.analysis.contrasts.Side': ( 'analysis/contrasts.html#side',
                                                                                    'r3_repro/analysis/contrasts.py'),
                                              'r3_repro.analysis.contrasts.Side.by_seed': ( 'analysis/contrasts.html#side.by_seed',

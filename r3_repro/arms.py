@@ -79,9 +79,9 @@ VANILLA = ArmStyle("vanilla", "#cfcfcf", "o", (0, (1, 1)), "", "#6e6e6e")
 ARMS = {
     "r3": Arm(success_reward, "reflection", ArmStyle("r3 (the paper)", "#0b3c5d", "s", "-", "", "#0b3c5d")),
     "permuted_reward": Arm(
-        permuted_reward, "reflection", ArmStyle("permuted reward", "#d1495b", "P", (0, (3, 1)), "\\\\\\", "#b13347")
+        permuted_reward, "reflection", ArmStyle("permuted reward", "#c0435f", "P", (0, (3, 1)), "\\\\\\", "#a83750")
     ),
-    "no_leak": Arm(no_leak_reward, "reflection", ArmStyle("no leak", "#5fa8d3", "X", (0, (6, 2)), "++", "#3a7ca5")),
+    "no_leak": Arm(no_leak_reward, "reflection", ArmStyle("no leak", "#58a6cc", "X", (0, (6, 2)), "++", "#3a7ca5")),
     "random_reward": Arm(random_reward, "reflection", ArmStyle("random reward", "#f0953a", "^", "--", "///", "#d9771a")),
     "all_tokens": Arm(success_reward, "reflection and retry", ArmStyle("all tokens", "#1d7a5f", "D", "-.", "...", "#1d7a5f")),
     "plain_grpo": Arm(success_reward, "attempt", ArmStyle("plain GRPO", "#9466be", "v", (0, (5, 1, 1, 1)), "xxx", "#9466be")),

@@ -9,6 +9,7 @@ __all__ = ['SIGNATURES', 'PATIENCE', 'PACKAGE', 'atomic', 'atomic_folder', 'writ
 # %% ../../nbs/utils/files.ipynb #e53abb4b
 import codecs
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -37,8 +38,10 @@ def atomic(
         with open(part, "rb") as f:
             os.fsync(f.fileno())
         part.replace(path)
-    except OSError as e:
-        e.filename = e.filename or str(path)  # a failed write does not say where it was
+    except OSError as e:  # a failed write does not say where it was
+        if e.errno is None:  # of a library that has only words
+            raise OSError(errno.ENOSPC if "No space left" in str(e) else errno.EIO, str(e), str(path)) from e
+        e.filename = e.filename or str(path)
         raise
     finally:
         part.unlink(missing_ok=True)

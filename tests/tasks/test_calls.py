@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from support import DATA, patience
 
 from r3_repro.tasks.base import Problem, Verdict
-from r3_repro.tasks.function_calling import matcher, parser, writer
+from r3_repro.tasks.function_calling import matcher, parser, reader, writer
 from r3_repro.tasks.function_calling.matcher import CALL_ERRORS, CALL_RULES, kind_of, verify_calls
 from r3_repro.tasks.function_calling.parser import CALL_KEYS, PLACES, Call, parse_calls
 from r3_repro.tasks.function_calling.reader import JSON_WORDS, MAX_CALL_CHARS, MAX_CALLS
@@ -156,7 +156,7 @@ def test_time_grows_no_faster_than_the_text(piece):
 
 
 def test_nothing_is_evaluated():
-    nodes = [n for m in (parser, matcher, writer) for n in ast.walk(ast.parse(Path(m.__file__).read_text("utf-8")))]
+    nodes = [n for m in (reader, parser, matcher, writer) for n in ast.walk(ast.parse(Path(m.__file__).read_text("utf-8")))]
     calls = [n.func for n in nodes if isinstance(n, ast.Call)]
     called = {f.id if isinstance(f, ast.Name) else ast.unparse(f) for f in calls}
     assert "TOKEN.match" in called

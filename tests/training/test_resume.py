@@ -228,6 +228,7 @@ def test_other_settings_do_not_resume_somebody_elses_run(mined, tmp_path):
     run = open_run("smoke", root=str(tmp_path / "root"))
     run.training.mkdir(parents=True)
     (run.training / "identity.json").write_text(json.dumps({"settings": "others"}), "utf-8")
+    (run.training / "manifest.json").write_text("{}", "utf-8")
     with pytest.raises(SettingsError, match="begun with"):
         train(run)
 
