@@ -88,7 +88,7 @@ def control_tokens(
     added = tokenizer.added_tokens_decoder.values()
     texts = {t.content for t in added if len(t.content) > 1 and (t.special or t.content in frame)}
     texts = {t for t in texts if not THOUGHT.fullmatch(t)}  # templates take thoughts out of earlier turns themselves
-    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
+    return re.compile("|".join(map(re.escape, sorted(texts, key=lambda t: (-len(t), t)))) or r"(?!)")
 
 # %% ../../nbs/engines/chat.ipynb #820821b8
 def as_text(
