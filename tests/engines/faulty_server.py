@@ -160,7 +160,7 @@ NO_HTTP = {
     "a header that is none": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n{}",
     "broken chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n{}\r\n",
     "broken compression": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
-    "a circle": b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /v1/completions\r\nContent-Length: 0\r\n\r\n",
+    "a circle": b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /circle\r\nContent-Length: 0\r\n\r\n",
 }
 "Answers that are not HTTP, or lead nowhere."
 
@@ -298,6 +298,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/circle":  # a redirected request leads there again, and is no other one
+            self.wfile.write(NO_HTTP["a circle"])
+            return
         it = self.faulty
         with it.lock:
             number = len(it.asked)

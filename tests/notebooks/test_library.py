@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 PARTS = sorted(
     {n.relative_to(REPOSITORY / "nbs").parts[0] for n in NOTEBOOKS}
     - {n.name for n in CHAPTERS}
-    - {"index.ipynb", "details.ipynb"}
+    - {"index.ipynb", "details.ipynb", "input.ipynb"}
 )
 
 
