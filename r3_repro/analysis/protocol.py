@@ -40,7 +40,7 @@ class Protocol:
 
 
 ANNOUNCED = Protocol()
-"The protocol in force."
+"The protocol of the next study."
 
 # %% ../../nbs/analysis/protocol.ipynb #2527c9b9
 @dataclass(frozen=True)
@@ -50,20 +50,18 @@ class Base:
     name: str
     episodes: pd.DataFrame  # from `load_episodes`, of the protocol's mode; `draw` numbers the draws of a problem
     controls: pd.DataFrame  # from `load_controls`, likewise
-    skills: pd.DataFrame = field(default_factory=pd.DataFrame)  # columns arm, seed, benchmark, item, right
 
 
 def base_of(
     name: str,  # of the base
     episodes: pd.DataFrame,  # from `load_episodes`
     controls: pd.DataFrame | None = None,  # from `load_controls`
-    skills: pd.DataFrame | None = None,  # right answers by benchmark and item
     mode: str = ANNOUNCED.mode,  # which rows are kept
 ) -> Base:
     "Keep the rows of one mode; tables without a column `draw` have one draw."
     tables = [pd.DataFrame() if t is None else t[t["mode"] == mode] for t in (episodes, controls)]
     e, c = (t if "draw" in t else t.assign(draw=0) for t in tables)
-    return Base(name, e.reset_index(drop=True), c.reset_index(drop=True), pd.DataFrame() if skills is None else skills)
+    return Base(name, e.reset_index(drop=True), c.reset_index(drop=True))
 
 # %% ../../nbs/analysis/protocol.ipynb #d9ee9d98
 def _side(e: pd.DataFrame, values: pd.Series | np.ndarray, weights: pd.Series | np.ndarray | None = None) -> Side:
