@@ -6,8 +6,8 @@
 An experiment draws problems of different difficulty, seeds of training that differ on the logit scale, what is peculiar to a seed
 and a problem, and four draws an episode; arms are not paired by seed. The truth is the mean over infinitely many seeds and
 problems. `contrast` is `r3_repro.analysis.contrasts`, `crossed` is `crossed_interval` of `r3_repro.utils.stats`, which pairs
-seeds by number. `false claims` are one-sided tests at 2.5% where both arms have the same rate. An interval is asked to hold the
-truth in at least 93 of 100 experiments from two seeds on; with one seed it is over problems, and no claim about training is made.
+seeds by number. `false claims` are one-sided tests at 2.5% where both arms have the same rate. With one
+seed an interval is over problems alone, and no claim about training is made from it.
 """
 
 import argparse

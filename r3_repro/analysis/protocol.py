@@ -220,7 +220,7 @@ _FORMS = (
     Question("C7", "reflections become shorter",
              "Mean tokens of a reflection: r3 is below vanilla; half a token would matter.",
              lambda task: {"vanilla": (("vanilla", reflection_tokens), ("r3", reflection_tokens))},
-             matters=0.5, spread=10.0, form=True),
+             matters=0.5, spread=40.0, form=True),
     Question("C7", "reflections become less repetitive",
              f"Share of different word pairs among {WORD_PAIRS} of a reflection: r3 is above vanilla; 0.01 would matter.",
              lambda task: {"vanilla": (("r3", reflection_distinct), ("vanilla", reflection_distinct))}, form=True),
@@ -333,7 +333,7 @@ def departures(
     base: Base,  # whose episodes
     p: Protocol = ANNOUNCED,  # what was announced
 ) -> list[str]:
-    "In what the stored episodes of a base depart from the protocol, one line each; empty if in nothing."
+    "List how the stored episodes of a base differ from the protocol, one line each; empty if they do not."
     e, out = base.episodes, []
     found = {arm: sorted({int(s) for s in seeds}) for arm, seeds in e[e.arm != "vanilla"].groupby("arm").seed}
     for arm in [*p.seeds, *sorted(set(found) - set(p.seeds))]:

@@ -89,7 +89,7 @@ def paired_correlation(
     corrected = max(d - n / 2, 0) if d > 0 else d
     return corrected / math.sqrt(margins)
 
-
+# %% ../../nbs/utils/stats.ipynb #1e9c39c8
 def paired_difference(
     before: Iterable[bool],  # outcomes of one model, one a problem
     after: Iterable[bool],  # outcomes of the other, same problems, same order

@@ -63,6 +63,17 @@ def test_weights_make_a_ratio() -> None:
     )
 
 
+def test_seeds_and_problems_are_the_components_of_a_two_way_table() -> None:
+    "The variance of a mean over random rows and columns, from the mean squares of an analysis of variance."
+    y = RNG.normal(0, 0.5, (6, 1)) + RNG.normal(0, 2, (1, 40)) + RNG.normal(0, 1, (6, 40))
+    c, (s, p) = contrast(side(y), spread=0.0), y.shape
+    rows, columns = y.mean(1), y.mean(0)
+    rest = ((y - rows[:, None] - columns + y.mean()) ** 2).sum() / ((s - 1) * p)
+    squares = rows.var(ddof=1) / s, columns.var() / (p + 2)
+    assert rest / (s * p) > 0.02 * sum(squares), "or the last term could be anything"
+    assert c.variance == pytest.approx(sum(squares) - rest / (s * p))
+
+
 @pytest.mark.parametrize("seeds", [1, 2, 8])
 def test_an_interval_is_no_point_when_everything_is_right(seeds: int) -> None:
     c = contrast(side(np.ones((seeds, 150))), side(np.ones((1, 150)), trained=False))
@@ -173,6 +184,27 @@ def test_no_difference_is_refuted_where_it_is_known_well_enough(episodes: pd.Dat
     same.loc[r3, ["attempt_ok", "retry_ok"]] = same.loc[other, ["attempt_ok", "retry_ok"]].to_numpy()
     assert verdict(same) == UNDECIDED, "400 problems cannot show a difference below one point"
     assert verdict(same, question(matters=0.1)) == REFUTED
+
+
+def test_every_comparison_must_hold() -> None:
+    "One that is clear does not carry one that is not, and one that is refuted is enough to refute."
+    clear, unclear, none = (Contrast(x, 0.01**2, 60, 0, 0, 8, 1200) for x in (0.1, 0.01, -0.05))
+    said = [decide([Answer("t", question(), {"a": clear, "b": other})])[0][0] for other in (clear, unclear, none)]
+    assert said == [SUPPORTED, UNDECIDED, REFUTED]
+
+
+def test_the_form_of_reflections_is_no_question_once_they_say_nothing(episodes: pd.DataFrame) -> None:
+    "One string for most problems; or reflections that help no more than another problem's."
+    shorter = next(q for q in QUESTIONS if q.form)
+    failed = episodes[(episodes.arm == "r3") & ~episodes.attempt_ok.astype(bool)].assign(control="other")
+    worse = failed.assign(retry_ok=False)
+    assert compare_bases(shorter, "toy", [base_of("toy", episodes, worse)]).reason == ""
+    as_good = compare_bases(shorter, "toy", [base_of("toy", episodes, failed)])
+    assert "not shown to help more than another problem's" in as_good.reason
+    same = episodes.copy()
+    same.loc[(same.arm == "r3") & (same.seed == 1) & same.reflection.notna(), "reflection"] = "I made a mistake."
+    collapsed = compare_bases(shorter, "toy", [base_of("toy", same, worse)])
+    assert "seed 1: one reflection makes up 100% of all" in collapsed.reason and decide([collapsed])[0][0] == UNDECIDED
 
 
 def test_one_seed_decides_nothing(episodes: pd.DataFrame) -> None:

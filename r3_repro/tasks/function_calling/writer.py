@@ -30,7 +30,7 @@ def _escaped(text: str) -> str:
 def _json(value: Any) -> str:
     return _escaped(json.dumps(value, ensure_ascii=False))
 
-
+# %% ../../../nbs/tasks/function_calling/writer.ipynb #0e2f54aa
 def _object(call: Call, key: str = "arguments") -> dict[str, Any]:
     return {"name": call.name, key: call.arguments}
 
