@@ -2365,6 +2365,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'r3_repro/workflow/pipeline.py'),
                                             'r3_repro.workflow.pipeline._run_all': ( 'workflow/pipeline.html#_run_all',
                                                                                      'r3_repro/workflow/pipeline.py'),
+                                            'r3_repro.workflow.pipeline._worth': ( 'workflow/pipeline.html#_worth',
+                                                                                   'r3_repro/workflow/pipeline.py'),
                                             'r3_repro.workflow.pipeline.chapter_command': ( 'workflow/pipeline.html#chapter_command',
                                                                                             'r3_repro/workflow/pipeline.py'),
                                             'r3_repro.workflow.pipeline.chapters_of': ( 'workflow/pipeline.html#chapters_of',

@@ -252,15 +252,24 @@ def fingerprint(run: Run) -> str:
     return digest([code, p.model_dump(mode="json"), rests_on, made])
 
 # %% ../../nbs/workflow/pipeline.ipynb #832d8346
+def _worth(tables: Path) -> Iterator[str]:
+    "What the verdicts of a run cannot say, a line each."
+    with open(tables / "differences_over_seeds.csv", newline="", encoding="utf-8") as f:
+        seeds = {row["arm"]: int(row["seeds"]) for row in csv.DictReader(f) if row["arm"] != "vanilla"}
+    if alone := [arm for arm, n in seeds.items() if n == 1]:
+        yield f"One seed of {', '.join(alone)}: intervals are over problems alone, and nothing is known about other seeds."
+    yield "C1 and C5 cannot fail: two tries contain the first. Whether the reflection adds anything: the controls of chapter 04."
+
+
 def verdict_lines(
     tables: Path,  # the folder with verdicts.csv
 ) -> str:
-    "Format the verdicts of a run for a terminal, with the path of the whole table."
+    "Format the verdicts of a run for a terminal, with what they cannot say and the path of the whole table."
     lines = []
     with open(tables / "verdicts.csv", newline="", encoding="utf-8") as f:
         for row in csv.DictReader(f):
             lines += [f"{row['claim']:4}{row['what']}: {row['verdict'].upper()}", f"    {row['ours']}"]
-    return "\n".join([*lines, f"With the paper's values and the rules: {tables / 'verdicts.md'}"])
+    return "\n".join([*lines, *_worth(tables), f"With the paper's values and the rules: {tables / 'verdicts.md'}"])
 
 # %% ../../nbs/workflow/pipeline.ipynb #9f52d411
 def _run_all(run: Run, folder: Path) -> None:
