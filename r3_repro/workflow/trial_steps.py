@@ -253,12 +253,12 @@ def _train(run: Run, m: Measured, end: float, until_saved: bool) -> dict[int, fl
     with started(run, output) as process:
         while True:
             now, done = time.perf_counter(), process.poll() is not None
+            saved = resume_point(run.training) if until_saved else None  # before the log is read, which then has its steps
             for row in read_jsonl(run.training / "log.jsonl"):
                 seen.setdefault(row["step"], now - began)
             if now - sampled > 0.5 and not done:
                 m.host_gib = max(m.host_gib, sum(map(occupied, family(process))) / GIB)
                 sampled = time.perf_counter()
-            saved = resume_point(run.training) if until_saved else None
             if saved or done or now > end:
                 break
             time.sleep(0.05)
