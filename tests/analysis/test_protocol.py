@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats as sps
 
-from r3_repro.analysis.contrasts import Contrast, contrast, mean_contrast, power, side
+from r3_repro.analysis.contrasts import Contrast, combination, contrast, power, side
 from r3_repro.analysis.protocol import (
     ANNOUNCED,
     OWN_QUESTIONS,
@@ -14,7 +14,9 @@ from r3_repro.analysis.protocol import (
     SUPPORTED,
     UNDECIDED,
     Answer,
+    Base,
     Question,
+    above,
     attempt_errors,
     base_of,
     compare_bases,
@@ -25,6 +27,7 @@ from r3_repro.analysis.protocol import (
     protocol_digest,
     reflection_distinct,
     reflection_tokens,
+    skill_scores,
     two_tries,
 )
 from r3_repro.analysis.text_metrics import distinct
@@ -80,11 +83,30 @@ def test_an_interval_is_no_point_when_everything_is_right(seeds: int) -> None:
     assert c.estimate == 0 and c.interval().high > 0.5 / 150
 
 
-def test_bases_are_averaged() -> None:
-    each = [Contrast(0.1, 0.01**2, 10, 0.00005, 0.00005, 8, 500), Contrast(0.2, 0.02**2, 20, 0.0002, 0.0002, 4, 400)]
-    c = mean_contrast(each)
-    assert c.estimate == pytest.approx(0.15) and c.variance == pytest.approx((0.01**2 + 0.02**2) / 4)
-    assert (c.seeds, c.problems) == (4, 900) and 20 < c.df < 40
+def test_the_mean_over_bases_is_that_of_one_base_with_averaged_values() -> None:
+    "Two untrained bases on the same problems: what makes a problem hard is the same for both, and is not divided by two."
+    hard = RNG.normal(0, 1, 400)
+    one, two, other = (side((hard + RNG.normal(0, 0.3, 400))[None], trained=False) for _ in range(3))
+    c = combination([(0.5, one), (0.5, two), (-1.0, other)])
+    mean = side((one.values + two.values) / 2, trained=False)
+    x = contrast(mean, other)
+    assert (c.estimate, c.variance, c.df) == pytest.approx((x.estimate, x.variance, x.df))
+
+
+def test_seeds_of_several_bases_add_up() -> None:
+    "The variance of a mean of means; its degrees of freedom by Satterthwaite."
+    y = [np.tile(RNG.normal(0, 0.05, n)[:, None], 100_000) for n in (8, 4)]
+    c = combination([(0.5, side(x)) for x in y])
+    v = [x[:, 0].var(ddof=1) / len(x) / 4 for x in y]
+    assert c.variance == pytest.approx(sum(v), rel=1e-2) and c.seeds == 4
+    assert c.df == pytest.approx(sum(v) ** 2 / (v[0] ** 2 / 7 + v[1] ** 2 / 3), rel=1e-2)
+
+
+def test_a_gain_above_another_gain_has_a_wider_range() -> None:
+    "With nothing but right answers, two problems are added that differ by twice as much."
+    right = side(np.ones((2, 100)))
+    gain, more = contrast(right, right), combination([(1.0, right), (-1.0, right), (-1.0, right), (1.0, right)])
+    assert more.variance == pytest.approx(4 * gain.variance)
 
 
 def test_power_grows_with_seeds() -> None:
@@ -153,7 +175,7 @@ def test_a_seed_without_a_problem_is_refused(episodes: pd.DataFrame) -> None:
 
 def question(**more: float) -> Question:
     two = lambda arm: (arm, two_tries)  # noqa: E731
-    return Question("C2", "", "", lambda task: {a: (two("r3"), two(a)) for a in ("vanilla", "permuted_reward")}, **more)
+    return Question("C2", "", "", lambda task: {a: above(two("r3"), two(a)) for a in ("vanilla", "permuted_reward")}, **more)
 
 
 def verdict(e: pd.DataFrame, q: Question | None = None) -> str:
@@ -244,10 +266,77 @@ def test_every_departure_is_named(episodes: pd.DataFrame) -> None:
 
 
 def test_the_questions() -> None:
-    assert [q.claim for q in QUESTIONS] == ["C1", "C2", "C4", "C5", "C7", "C7", "C10"] and len(OWN_QUESTIONS) == 4
+    assert [q.claim for q in QUESTIONS] == ["C1", "C2", "C3", "C4", "C5", "C6", "C7", "C7", "C8", "C9", "C10"]
+    assert len(OWN_QUESTIONS) == 4
     for q in QUESTIONS + OWN_QUESTIONS:
         for task in ANNOUNCED.tasks:
-            assert q.pairs(task) and all(len(pair) == 2 for pair in q.pairs(task).values())
+            assert q.comparisons(task) and all(sum(t.weight for t in terms) == 0 for terms in q.comparisons(task).values())
+            named = {t.base for terms in q.comparisons(task).values() for t in terms} - {""}
+            assert named <= {*ANNOUNCED.ladder, *ANNOUNCED.ability} and bool(named) == (q.claim in ("C3", "C6", "C9"))
+
+
+# ── Size, ability, forgetting ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def ladder_base(name: str, before: float, after: float) -> Base:
+    "Vanilla and four seeds of r3, whose two tries are right about as often as told."
+    parts = [synthetic_episodes("vanilla", 0, before, 0.0, problems=500, modes=("sampled",))]
+    parts += [synthetic_episodes("r3", seed, after, 0.0, problems=500, modes=("sampled",)) for seed in range(4)]
+    return base_of(name, pd.concat(parts))
+
+
+def claim(name: str) -> Question:
+    return next(q for q in QUESTIONS if q.claim == name)
+
+
+@pytest.mark.parametrize(
+    ("after", "c3", "c6", "c9"),
+    [
+        ({}, REFUTED, REFUTED, REFUTED),  # nobody gains
+        ({"ladder-200k": 0.5}, SUPPORTED, SUPPORTED, REFUTED),  # the base of 0.5 million does not gain more than the smallest
+        ({"ladder-500k": 0.5, "ladder-200k": 0.5}, SUPPORTED, SUPPORTED, SUPPORTED),
+        ({"ladder-50k": 0.5}, SUPPORTED, SUPPORTED, REFUTED),
+    ],
+)
+def test_sizes_are_compared(after: dict[str, float], c3: str, c6: str, c9: str) -> None:
+    names = dict.fromkeys([*ANNOUNCED.ladder, *ANNOUNCED.ability])
+    ladder = [ladder_base(name, 0.2, after.get(name, 0.2)) for name in names]
+    answers = {q: compare_bases(claim(q), "toy", [], ladder) for q in ("C3", "C6", "C9")}
+    assert {k: a.reason for k, a in answers.items() if a.reason} == {}
+    for (name, answer), expected in zip(answers.items(), (c3, c6, c9), strict=True):
+        q = answer.question
+        loose = Answer("toy", type(q)(**{**q.__dict__, "matters": max(q.matters, 0.08)}), answer.contrasts)
+        assert decide([loose])[0][0] == expected, (name, answer.contrasts)
+    assert "base ladder-1500k was not studied" in compare_bases(claim("C6"), "toy", [], ladder[:3]).reason
+
+
+def test_one_comparison_is_enough_only_where_the_question_says_so() -> None:
+    high, low = (Contrast(x, 0.01**2, 60, 0, 0, 8, 1200) for x in (0.2, 0.0))
+    said = {k: Answer("t", question(one_is_enough=k), {"a": high, "b": low}) for k in (True, False)}
+    assert said[True].p_supported < 1e-6 < 0.4 < said[False].p_supported
+    assert said[True].p_refuted > 0.999 and said[False].p_refuted == pytest.approx(2 * (1 - low.p_above(0.01)))
+
+
+def test_skills_count_alike_whatever_their_number_of_items(episodes: pd.DataFrame) -> None:
+    rows = [
+        {"arm": arm, "seed": seed, "skill": skill, "item": i, "right": RNG.random() < rate}
+        for arm, seeds in (("vanilla", 1), ("r3", 4))
+        for seed in range(seeds)
+        for skill, n, rate in (("a", 30, 0.9), ("b", 120, 0.3))
+        for i in range(n)
+    ]
+    skills = pd.DataFrame(rows)
+    base = base_of("toy", episodes, None, skills)
+    expected = skills[skills.arm == "r3"].groupby(["seed", "skill"]).right.mean().groupby("seed").mean()
+    assert skill_scores(base, "r3").by_seed == pytest.approx(expected.to_numpy())
+    assert compare_bases(claim("C8"), "toy", [base]).contrasts["vanilla"].problems == 150
+    assert "skills of arm r3 were not measured on toy" in compare_bases(claim("C8"), "toy", [base_of("toy", episodes)]).reason
+
+
+def test_bases_with_other_problems_are_not_compared(episodes: pd.DataFrame) -> None:
+    some = base_of("b", episodes[episodes.problem_id != "toy-00003"])
+    with pytest.raises(ValueError, match="different held-out problems"):
+        compare_bases(question(), "toy", [base_of("a", episodes), some])
 
 
 def test_the_hash_does_not_depend_on_when_it_is_asked_for() -> None:
