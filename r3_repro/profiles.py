@@ -192,6 +192,9 @@ class MonitoringSettings(_Settings):
 
     save_steps: int = Field(ge=1, description="steps from one checkpoint to the next")
     sample_steps: int = Field(ge=1, description="steps from one stored sample of conversations to the next")
+    curve_steps: int = Field(
+        default=0, ge=0, description="steps from one kept set of weights to the next, for the learning curve; 0 = none is kept"
+    )
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
         default="tensorboard", description="where curves go besides log.jsonl; wandb sends them away from this machine"
     )
@@ -270,6 +273,7 @@ class EvaluationSettings(_Settings):
     modes: tuple[Literal["greedy", "sampled"], ...] = Field(min_length=1, description="ways of decoding in evaluation")
     eval_seed: int = Field(default=0, ge=0, le=MAX_SEED, description="of sampled completions")
     controls: tuple[str, ...] = Field(default=(), description="retries of failed problems without their own reflection")
+    curve_problems: int = Field(default=400, ge=0, description="held-out problems of the learning curve; 0 = all")
     forgetting_suite: str = Field(description="'tiny' (local questions) or 'paper' (the published benchmarks)")
     forgetting_limit: int = Field(default=0, ge=0, description="items a benchmark; 0 = all")
     processes: int = Field(default=1, ge=1, description="processes of `accelerate launch`, one a GPU where there are GPUs")
@@ -336,6 +340,13 @@ class Profile(_AllSettings):
         "What a task's `problems` function receives: the data settings without the task's name, and the task's own."
         given = {k: getattr(self, k) for k in DataSettings.model_fields if k not in ("task", "options")}
         return given | {"source": local_source(self.source)} | self.options
+
+    def kept_steps(
+        self,
+        last: int,  # step of a training
+    ) -> range:
+        "Steps whose weights are kept for the learning curve; those of the last are the trained model."
+        return range(self.curve_steps, last, self.curve_steps) if self.curve_steps else range(0)
 
     def flat(self) -> dict[str, Any]:
         "All settings by the keys that settings.ini and `--set` use."

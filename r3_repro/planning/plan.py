@@ -178,6 +178,10 @@ def stage_hours(p: Profile, s: Shape, tok: Lengths, m: Machine, train: bool = Tr
     models = 1 + len(p.arms) if train else 1
     what = f"evaluation, {models} model{'s' if models > 1 else ''}"
     rows.append((what, gpus, models * evaluation_seconds(p, s, tok, m) / copies))
+    if train and (kept := len(p.kept_steps(p.max_steps))):
+        few = {"test_size": min(p.curve_problems or p.test_size, p.test_size), "modes": ("sampled",), "controls": ()}
+        seconds = kept * evaluation_seconds(p.model_copy(update=few), s, tok, m)
+        rows.append((f"learning curve, {kept} sets of weights, an arm", gpus, seconds / copies))
     return pd.DataFrame([{"stage": w, "GPUs": g, "hours": t / 3600, "GPU hours": g * t / 3600} for w, g, t in rows])
 
 # %% ../../nbs/planning/plan.ipynb #a37af307
@@ -207,6 +211,7 @@ def _room_line(p: Profile, s: Shape) -> str:
         f"Main memory: {need.loading / GIB:.1f} GiB while weights are loaded, {need.saving / GIB:.1f} at the end, and about "
         f"{need.programs / GIB:.0f} for the programs. Disk: {need.disk / GIB:.1f} GiB (checkpoints of "
         f"{need.checkpoint / GIB:.1f}, at most three at a time), then {need.model / GIB:.1f} for each trained model"
+        + (f" and {need.curve / GIB:.1f} for the weights of its learning curve" if need.curve else "")
     )
 
 

@@ -8,7 +8,7 @@ __all__ = ['PROGRAM', 'Room', 'room_needed', 'memory_limit', 'room_problems', 'c
 # %% ../../nbs/planning/room.ipynb #04abf7bd
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -33,11 +33,12 @@ class Room:
     programs: float  # main memory, assumed, in addition to either
     checkpoint: float  # disk
     model: float  # disk: a finished model
+    curve: float = 0  # disk: weights that are kept for the learning curve
 
     @property
     def disk(self) -> float:
         "At most at a time: a third checkpoint is written before the oldest of two is removed; the model is, beside two."
-        return max(3 * self.checkpoint, 2 * self.checkpoint + self.model)
+        return max(3 * self.checkpoint, 2 * self.checkpoint + self.model) + self.curve
 
 # %% ../../nbs/planning/room.ipynb #f38e9c94
 def room_needed(
@@ -53,7 +54,8 @@ def room_needed(
     again = {"fsdp2": 4 * s.vocab * s.hidden * s.tied, "zero3": 2 * trained}.get(p.sharding, 0) if not p.lora_r else 0
     checkpoint = (4 + MOMENTS[p.optim]) * trained + again
     saving = 4 * n if p.sharding != "none" or p.lora_r else 0
-    return Room(loading, saving, PROGRAM * here if p.dtype == "bfloat16" else 0, checkpoint, 4 * n)
+    curve = 4 * n * len(p.kept_steps(p.max_steps))
+    return Room(loading, saving, PROGRAM * here if p.dtype == "bfloat16" else 0, checkpoint, 4 * n, curve)
 
 # %% ../../nbs/planning/room.ipynb #c8042231
 def _left(group: Path) -> float:
@@ -95,9 +97,10 @@ def room_problems(
             + (way or "take a machine with more, or raise the limit of the job or container")
         )
     if need.disk > disk:
+        kept = f", weights for the learning curve of {need.curve / GIB:.1f}" if need.curve else ""
         out.append(
             f"training {p.model} needs {need.disk / GIB:.1f} GiB of disk (checkpoints of {need.checkpoint / GIB:.1f}, a model of "
-            f"{need.model / GIB:.1f}), there are {disk / GIB:.1f}: free some, or choose another --root"
+            f"{need.model / GIB:.1f}{kept}), there are {disk / GIB:.1f}: free some, or choose another --root"
         )
     return out
 
@@ -112,9 +115,7 @@ def check_room(
     p, folder = run.profile, run.training
     need = room_needed(p, shape_of(p.model, p.revision), here)
     there = next(f for f in (folder, *folder.resolve().parents) if f.exists())
-    kept = sum(f.stat().st_size for f in (folder / "checkpoints").rglob("*") if f.is_file())
+    kept = sum(f.stat().st_size for name in ("checkpoints", "curve") for f in (folder / name).rglob("*") if f.is_file())
     memory = min(float(psutil.virtual_memory().available), memory_limit())
-    if found := room_problems(
-        p, Room(need.loading, need.saving, 0, need.checkpoint, need.model), memory, shutil.disk_usage(there).free + kept
-    ):
+    if found := room_problems(p, replace(need, programs=0), memory, shutil.disk_usage(there).free + kept):
         raise SettingsError("\n".join(found))

@@ -71,6 +71,13 @@ class Run(_Place):
         tasks = "+".join(self.profile.mixture or [self.profile.task]).replace(":", ".")
         return self.root / self.profile.name / tasks / self.profile.model_name / "training" / self.name
 
+    def step_weights(
+        self,
+        step: int,  # of training
+    ) -> Path:
+        "Weights that are kept of a step, for the learning curve."
+        return self.training / "curve" / f"step-{step}"
+
     @property
     def name(self) -> str:
         "Arm and seed: `r3-seed0`."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKER', 'log_row', 'append_jsonl', 'read_jsonl', 'read_log', 'TrainingLog', 'TrainingBar', 'MarkCheckpoints',
-           'resume_point', 'remove_unfinished', 'add_curves']
+           'resume_point', 'remove_unfinished', 'KeepWeights', 'add_curves']
 
 # %% ../../nbs/training/callbacks.ipynb #41b503b0
 import contextlib
@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from r3_repro.runs.layout import Run
+from r3_repro.training.model_setup import from_main
 from r3_repro.training.monitoring import TrainingStopped, check_health
 from r3_repro.training.trainer import R3Trainer
 from r3_repro.utils.files import atomic
@@ -154,15 +156,34 @@ def _steps_done(folder: Path) -> int:
 def remove_unfinished(
     folder: Path,  # the run's training folder
 ) -> None:
-    "Remove incomplete checkpoints and cut the logs back to where training resumes from; for one process only."
+    "Remove incomplete checkpoints, and what logs and curve have after the step to resume from; for one process only."
     for c in (folder / "checkpoints").glob("checkpoint-*"):
         if not (c / MARKER).exists():
             shutil.rmtree(c)
     last = _steps_done(folder)
+    for c in (folder / "curve").glob("*"):
+        if c.name not in (f"step-{step}" for step in range(last + 1)):
+            shutil.rmtree(c)
     for name in ("log.jsonl", "samples.jsonl"):
         kept = [row for row in read_jsonl(folder / name) if row["step"] <= last]
         with atomic(folder / name) as part:
             part.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), "utf-8")
+
+# %% ../../nbs/training/callbacks.ipynb #1012835a
+class KeepWeights(TrainerCallback):
+    "Keeps the weights of every `curve_steps` steps."
+
+    def __init__(
+        self,
+        run: Run,
+        save: Callable[[Path], None],  # saves the weights as a folder; called in all processes
+    ):
+        self.run, self.save = run, save
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        done, folder = state.global_step, self.run.step_weights(state.global_step)
+        if done in self.run.profile.kept_steps(done + 1) and not from_main(folder.is_dir()):
+            self.save(folder)
 
 # %% ../../nbs/training/callbacks.ipynb #c0a7e502
 def add_curves(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STOPS', 'longest_sequence', 'check_heads', 'build_trainer', 'load_failures', 'as_trained', 'training_identity',
-           'save_trained', 'is_trained', 'train', 'training_summary_line']
+           'save_trained', 'keep_weights', 'is_trained', 'train', 'training_summary_line']
 
 # %% ../../nbs/training/train.ipynb #a9926080
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
@@ -37,6 +38,7 @@ from r3_repro.runs.layout import Run, mixture_runs, write_manifest
 from r3_repro.tasks.base import Problem, Task, assistant, get_task, leaks_answer, retry_messages
 from r3_repro.training.callbacks import (
     MARKER,
+    KeepWeights,
     MarkCheckpoints,
     TrainingBar,
     TrainingLog,
@@ -122,7 +124,8 @@ def build_trainer(
         )  # fmt: skip
     for noisy in (ProgressCallback, PrinterCallback, NotebookProgressCallback):
         trainer.remove_callback(noisy)
-    for own in (TrainingBar(run.name), TrainingLog(trainer, run), MarkCheckpoints(trainer)):
+    keep = KeepWeights(run, lambda folder: keep_weights(trainer, p, folder))  # before the log, which takes the time
+    for own in (TrainingBar(run.name), keep, TrainingLog(trainer, run), MarkCheckpoints(trainer)):
         trainer.add_callback(own)
     return trainer
 
@@ -132,7 +135,7 @@ STOPS = {name for name in TrainingSettings.model_fields if name.startswith("stop
 
 _TRAINED_BY = {*TrainingSettings.model_fields, "task", "dtype", "tool_format", "retry_turn", "retries", "temperature"}
 _TRAINED_BY |= {"top_p", "max_answer_tokens", "max_reflection_tokens", "processes"}
-_TRAINED_BY -= {"save_steps", "sample_steps", "report_to", "shared_prefix", *STOPS}
+_TRAINED_BY -= {"save_steps", "sample_steps", "curve_steps", "report_to", "shared_prefix", *STOPS}
 _TRAINED_BY -= {"vllm_gpu_memory_utilization", "vllm_server_base_url", "vllm_group_port"}
 
 # %% ../../nbs/training/train.ipynb #720eea39
@@ -191,6 +194,18 @@ def save_trained(
     if trainer.accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
+
+# %% ../../nbs/training/train.ipynb #7eb198f4
+def keep_weights(
+    trainer: R3Trainer,
+    p: Profile,
+    folder: Path,  # of the weights
+) -> None:
+    "Save the weights in the middle of a training, without changing its random numbers; all processes must call this."
+    with torch.random.fork_rng(devices=[]):  # a new adapter, into which the trained one is loaded, begins with random numbers
+        save_trained(trainer, p, folder)
+    if trainer.accelerator.is_main_process:
+        shutil.rmtree(folder.with_name("adapter"), ignore_errors=True)
 
 # %% ../../nbs/training/train.ipynb #1b203dda
 def _finish(run: Run, trainer: R3Trainer, seconds: dict[str, float], identity: dict[str, str]) -> None:

@@ -8,12 +8,14 @@ STAGE is `mine` or `train`; MOMENTS are words with commas between, one for each 
     middle   a random while after some more work was done
     end      all the work is on disk, its results are not
     save     while the results are being written
+    keep     while the weights of a step are being kept
 
 The stage runs in forked children of this process, so that the imports are paid once; SIGKILL gives a child no chance to tidy
 up. Prints one JSON object for each run, between which stands `--then`: for each kill that hit a running stage its moment, the
 progress then, and whether the manifest, which is written last, was there.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -80,15 +82,23 @@ def wait_for(what: Callable[[], bool], pid: int) -> bool:
     return True
 
 
+def keeps(folder: Path, since: float) -> bool:
+    "Whether weights of a step are half written, by a process that began after this time."
+    with contextlib.suppress(FileNotFoundError):
+        return any(part.stat().st_mtime > since for part in folder.glob("curve/.step-*.part"))
+    return False
+
+
 def killed(pid: int, moment: str, stage: str, folder: Path, total: int, rng: random.Random) -> bool:
     "Let the child get to a moment, kill it there; False if it ended before."
-    before = progress(stage, folder)
+    before, began = progress(stage, folder), time.time()
     goal = min(total, max(1, before + rng.randint(0, 2)))
     ready = {
         "start": lambda: True,
         "middle": lambda: progress(stage, folder) >= goal,
         "end": lambda: progress(stage, folder) >= total,
         "save": lambda: any(any(folder.glob(pattern)) for pattern in SAVED[stage]),
+        "keep": lambda: keeps(folder, began),
     }[moment]
     if not wait_for(ready, pid):
         return False
