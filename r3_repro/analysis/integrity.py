@@ -25,7 +25,8 @@ _SAME = {  # stage -> its hashes that must be the same in the whole folder, and 
     "episodes": {"task": "task", "train": "split train", "test": "split test", "protocol": "settings of the evaluation",
                  "chat_template": "chat template"},
     "controls": {"task": "task", "train": "split train", "test": "split test", "protocol": "settings of the evaluation"},
-    "learning_curve": {"task": "task", "train": "split train", "test": "split test"},
+    "learning_curve": {"task": "task", "train": "split train", "test": "split test", "step 0": "base model",
+                       "protocol": "settings of the learning curve", "problems": "problems of the learning curve"},
     "forgetting": {"protocol": "settings of the benchmarks", "items": "items of the benchmarks"},
 }  # fmt: skip
 
@@ -46,6 +47,9 @@ def _facts(
         yield "protocol of the study", manifest["study_protocol"], place
 
 # %% ../../nbs/analysis/integrity.ipynb #21f4afb3
+_MADE_FROM = ("episodes", "controls", "learning_curve", "forgetting")
+
+
 def _chains(
     manifests: dict[str, dict[str, Any]],  # place -> manifest
     folder: Path,  # of the model
@@ -54,20 +58,19 @@ def _chains(
     of = {(m["stage"], m["arm"], m["seed"] if m["arm"] != "vanilla" else 0): (p, m) for p, m in manifests.items()}
     for place, m in manifests.items():
         stage, who = m["stage"], (m["arm"], m["seed"] if m["arm"] != "vanilla" else 0)
-        for key, (before, its) in {"model": ("train", "model"), "episodes": ("episodes", "episodes")}.items():
-            there = of.get((before, *who))
-            if stage in ("episodes", "controls", "forgetting") and there and stage != before and key in m["hashes"]:
-                if m["hashes"][key] != there[1]["hashes"][its]:
-                    yield f"{place} is of another {key} than {there[0]}"
+        for key, before in (("model", "train"), ("episodes", "episodes")) if stage in _MADE_FROM else ():
+            there = of.get((before, *who)) if stage != before and key in m["hashes"] else None
+            if there and m["hashes"][key] != there[1]["hashes"][key]:
+                yield f"{place} is of another {key} than {there[0]}"
         table = folder / place.replace(".manifest.json", ".parquet")
-        if stage in ("episodes", "controls") and table.is_file() and file_hash(table) != m["hashes"].get(stage):
+        if stage in ("episodes", "controls", "learning_curve") and table.is_file() and file_hash(table) != m["hashes"].get(stage):
             yield f"{table.relative_to(folder)} is not the table of its manifest"
 
 # %% ../../nbs/analysis/integrity.ipynb #6ccdae7d
 def mixtures(
     folder: str | Path,  # <root>/<profile>/<task>/<model>
 ) -> list[str]:
-    "List what does not belong together in a model's folder, one line each; empty if all does. Files without manifest are not judged."
+    "List what does not belong together in a model's folder, one line each; empty if all does."
     home = Path(folder)
     parts = ("failures", "training/*", "episodes", "controls", "learning_curve", "forgetting")
     files = [f for part in parts for f in sorted(home.glob(f"{part}/*manifest.json"))]

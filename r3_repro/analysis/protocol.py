@@ -367,7 +367,10 @@ def empty_form(
     for seed, said in e[~e.attempt_ok.astype(bool)].groupby("seed").reflection:
         if (most := said.value_counts(normalize=True).iloc[0]) > p.most_common:
             return f"{base.name}, seed {seed}: one reflection makes up {100 * most:.0f}% of all"
-    gain = contrast(two_tries(base, arm), two_tries(base, arm, "other"))
+    try:
+        gain = contrast(two_tries(base, arm), two_tries(base, arm, "other"))
+    except LookupError as error:
+        return f"whether reflections say anything is not known: {error}"
     return "" if gain.p_above() < p.alpha else f"{base.name}: the own reflection is not shown to help more than another problem's"
 
 # %% ../../nbs/analysis/protocol.ipynb #881a941d
@@ -389,17 +392,17 @@ def compare_bases(
     if len({frozenset(b.episodes.problem_id) for b in (*bases, *ladder)}) > 1:
         raise ValueError(f"{task}: the bases were evaluated on different held-out problems, so that they cannot be compared")
     named = [{b.name: b for b in some} for some in (bases, ladder)]
-    try:
-        found = {
-            name: combination([s for t in terms for s in _sides(t, *named)], q.spread)
-            for name, terms in q.comparisons(task).items()
-        }
-        why = next(filter(None, (empty_form(b) for b in bases)), "") if q.form else ""
-    except LookupError as error:
-        return Answer(task, q, {}, str(error))
+    found, lacking = dict[str, Contrast](), list[str]()
+    for name, terms in q.comparisons(task).items():
+        try:
+            found[name] = combination([s for t in terms for s in _sides(t, *named)], q.spread)
+        except LookupError as error:
+            lacking.append(str(error))
+    if lacking:
+        return Answer(task, q, found, "; ".join(dict.fromkeys(lacking)))
     if any(c.seeds == 1 for c in found.values()):
         return Answer(task, q, found, "one seed of training: its interval is over problems and says nothing about training")
-    return Answer(task, q, found, why)
+    return Answer(task, q, found, next(filter(None, (empty_form(b) for b in bases)), "") if q.form else "")
 
 # %% ../../nbs/analysis/protocol.ipynb #f876f52c
 def holm(
