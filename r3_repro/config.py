@@ -188,6 +188,7 @@ ADDED: dict[str, Any] = {
     "retries": 1,
     "mixture": [],
     "vllm_tensor_parallel_size": 1,
+    "draws": 1,
 }
 "Settings of later versions -> the value that says what was done before there was a choice."
 

@@ -271,6 +271,7 @@ class EvaluationSettings(_Settings):
 
     arms: tuple[str, ...] = Field(min_length=1, description="arms that `r3-repro reproduce` trains and evaluates")
     modes: tuple[Literal["greedy", "sampled"], ...] = Field(min_length=1, description="ways of decoding in evaluation")
+    draws: int = Field(default=1, ge=1, description="times that each problem is tried in mode sampled; greedy decoding has one")
     eval_seed: int = Field(default=0, ge=0, le=MAX_SEED, description="of sampled completions")
     controls: tuple[str, ...] = Field(default=(), description="retries of failed problems without their own reflection")
     curve_problems: int = Field(default=400, ge=0, description="held-out problems of the learning curve; 0 = all")
@@ -356,7 +357,7 @@ class Profile(_AllSettings):
 def inconsistencies(p: Profile) -> list[str]:
     "What cannot work in a profile whose single values are all valid, a message each; empty if nothing."
     wrong = _impossible_batch(p) + _impossible_devices(p) + _impossible_servers(p) + _impossible_engine(p) + _impossible_mining(p)
-    return wrong + _impossible_method(p) + _impossible_vllm(p)
+    return wrong + _impossible_method(p) + _impossible_vllm(p) + _impossible_evaluation(p)
 
 
 def _impossible_batch(p: Profile) -> list[str]:
@@ -478,4 +479,10 @@ def _impossible_vllm(p: Profile) -> list[str]:
         ]
     if p.processes % size:
         return [f"vllm_tensor_parallel_size = {size} does not divide processes = {p.processes}: change one of them"]
+    return []
+
+# %% ../nbs/profiles.ipynb #183b53bb
+def _impossible_evaluation(p: Profile) -> list[str]:
+    if p.draws > 1 and "sampled" not in p.modes:
+        return [f"draws = {p.draws}, but modes = {' '.join(p.modes)}: only mode sampled has draws; add it, or set draws = 1"]
     return []

@@ -6,6 +6,8 @@
 __all__ = ['TOY', 'synthetic_episodes']
 
 # %% ../nbs/testing.ipynb #f3c81615
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -30,6 +32,24 @@ TOY = Task(
     errors=("wrong_numbers", "missed_target", "not_exact"),
 )
 
+# %% ../nbs/testing.ipynb #3bf19601
+_VOCABULARY = np.array(["try", "a", "op", "b", "use", "each", "number", "once", "check", "the", "target", "again"])
+_ANSWERS = {True: ["right"], False: ["wrong_numbers: 1", "missed_target: 2", "loosely right"]}
+
+
+def _toy_episode(rng: np.random.Generator, problem: Problem, first: float, retry: float, words: float) -> dict[str, Any]:
+    "An episode of a problem, with the chances and the mean length of `synthetic_episodes`."
+    text = rng.choice(_ANSWERS[bool(rng.random() < first)])
+    v = _toy_verify(problem, text)
+    row: dict[str, Any] = {"problem_id": problem.id, "problem": problem.dumps()}
+    row |= {"attempt": text, "attempt_ok": v.ok, "attempt_error": v.error, "attempt_tokens": 2}
+    if not v.ok:
+        n, text = 2 + rng.poisson(words - 2), rng.choice(_ANSWERS[bool(rng.random() < retry)])
+        v = _toy_verify(problem, text)
+        row |= {"reflection": " ".join(rng.choice(_VOCABULARY, n)), "reflection_tokens": n, "retry": text}
+        row |= {"retry_ok": v.ok, "retry_error": v.error, "retry_tokens": 2}
+    return row | {"attempt_finish": "stop", "reflection_finish": "stop", "retry_finish": "stop"}
+
 # %% ../nbs/testing.ipynb #a6d3836d
 def synthetic_episodes(
     arm: str = "vanilla",  # its name
@@ -39,22 +59,14 @@ def synthetic_episodes(
     words: float = 12.0,  # mean length of a reflection in words
     problems: int = 200,  # number of problems
     modes: tuple[str, ...] = ("greedy", "sampled"),  # ways of decoding, each with all problems
+    draws: int = 1,  # a problem, in mode sampled
 ) -> pd.DataFrame:
-    "Episodes of the toy task with known probabilities, one row a problem and mode."
-    rng = np.random.default_rng([sum(map(ord, arm)), seed])
-    vocabulary = np.array(["try", "a", "op", "b", "use", "each", "number", "once", "check", "the", "target", "again"])
-    answers = {True: ["right"], False: ["wrong_numbers: 1", "missed_target: 2", "loosely right"]}
+    "Episodes of the toy task with known probabilities, one row a problem, mode and draw; further draws leave the first as it is."
     rows = []
-    for mode in modes:
-        for i in range(problems):
-            text = rng.choice(answers[bool(rng.random() < first)])
-            v, problem = _toy_verify(TOY.problems("", {})[0], text), Problem(f"toy-{i:05}", {"number": i})
-            row = {"arm": arm, "seed": seed, "mode": mode, "problem_id": problem.id, "problem": problem.dumps()}
-            row |= {"attempt": text, "attempt_ok": v.ok, "attempt_error": v.error, "attempt_tokens": 2}
-            if not v.ok:
-                n, text = 2 + rng.poisson(words - 2), rng.choice(answers[bool(rng.random() < retry)])
-                v = _toy_verify(problem, text)
-                row |= {"reflection": " ".join(rng.choice(vocabulary, n)), "reflection_tokens": n, "retry": text}
-                row |= {"retry_ok": v.ok, "retry_error": v.error, "retry_tokens": 2}
-            rows.append(row | {"attempt_finish": "stop", "reflection_finish": "stop", "retry_finish": "stop"})
+    for draw in range(draws):
+        rng = np.random.default_rng([sum(map(ord, arm)), seed, *([draw] if draw else [])])
+        for mode in [m for m in modes if draw == 0 or m != "greedy"]:
+            for i in range(problems):
+                own = {"arm": arm, "seed": seed, "mode": mode, "draw": draw}
+                rows.append(own | _toy_episode(rng, Problem(f"toy-{i:05}", {"number": i}), first, retry, words))
     return typed_episodes(pd.DataFrame(rows))

@@ -37,7 +37,8 @@ def sides(
     arm: str,  # the trained one
     mode: str,  # "greedy" or "sampled"
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    "Get the outcomes before and after, seeds x problems, and the seeds; a vanilla side is repeated for every seed."
+    "Get the outcomes of draw 0 before and after, seeds x problems, and the seeds; a vanilla side is repeated for every seed."
+    episodes = episodes[episodes.draw == 0]
     tables = [outcomes(episodes, arm if who == "trained" else "vanilla", mode, c) for who, c in COMPARISONS[comparison]]
     trained = [t for t, (who, _) in zip(tables, COMPARISONS[comparison], strict=True) if who == "trained"]
     seeds = list((trained or tables)[0].index)
@@ -168,7 +169,8 @@ def paired_arms(
     mode: str,  # "greedy" or "sampled"
     column: str,  # one of `COMPARED_COLUMNS`
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Get the outcomes of two arms, seeds x problems, for the seeds that both have."
+    "Get the outcomes of two arms in draw 0, seeds x problems, for the seeds that both have."
+    episodes = episodes[episodes.draw == 0]
     a, b = (outcomes(episodes, x, mode, column).astype(float) for x in (arm, other))
     both = a.index.intersection(b.index)
     return a.loc[both].to_numpy(), b.loc[both, a.columns].to_numpy()

@@ -18,13 +18,23 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from r3_repro.analysis.loading import KEY, modes_of, outcomes, rejudge, same_verdicts
+from r3_repro.analysis.contrasts import contrast, side
+from r3_repro.analysis.loading import (
+    KEY,
+    draws_note,
+    modes_of,
+    outcomes,
+    rejudge,
+    same_verdicts,
+    share_right,
+    with_draw,
+)
 from r3_repro.profiles import CONTROLS
 from r3_repro.reporting.plots import arm_order, arm_style, legend_below, new_figure, save_figure
 from r3_repro.reporting.tables import save_table, show_interval, show_p, signed
 from r3_repro.tasks.base import Task
 from r3_repro.utils.hashing import file_hash
-from r3_repro.utils.stats import Interval, crossed_interval, mcnemar, paired_difference, wilson
+from r3_repro.utils.stats import Interval, crossed_interval, mcnemar, paired_difference
 
 
 # %% ../../nbs/analysis/reflection_effect.ipynb #a5e8a6a1
@@ -37,7 +47,7 @@ def synthetic_controls(
     rng, parts = np.random.default_rng([sum(map(ord, str(episodes.arm.iloc[0]))), int(episodes.seed.iloc[0]), 1]), []
     for control, chance in chances.items():
         right = rng.random(len(failed)) < chance
-        ring = failed.groupby("mode").problem_id.transform(lambda ids: np.roll(ids, 1)) if control == "other" else pd.NA
+        ring = failed.groupby(["mode", "draw"]).problem_id.transform(lambda ids: np.roll(ids, 1)) if control == "other" else pd.NA
         texts = {"retry": np.where(right, "right", "wrong_numbers: 1"), "retry_error": np.where(right, "", "wrong_numbers")}
         parts.append(
             failed[KEY].assign(control=control, retry_ok=right, retry_finish="stop", retry_tokens=2, source_id=ring, **texts)
@@ -75,7 +85,7 @@ def mismatch_reason(
     if not source.is_file() or json.loads(manifest.read_text("utf-8"))["hashes"].get("episodes") != file_hash(source):
         return "it was made from other episodes than those that are stored"
     failed = pd.MultiIndex.from_frame(episodes.loc[~episodes.attempt_ok, KEY].astype(object))
-    sources = table.loc[table.control == "other", [*KEY[:3], "source_id"]]
+    sources = table.loc[table.control == "other", [*KEY[:3], "source_id", "draw"]]
     named = [pd.MultiIndex.from_frame(t.astype(object)) for t in (table[KEY], sources)]
     if table.duplicated([*KEY, "control"]).any() or not all(n.isin(failed).all() for n in named):
         return "it has a retry twice, or names an attempt that did not fail"
@@ -89,11 +99,11 @@ def load_controls(
     "Read the stored controls of a model's episodes, empty if there are none; and which files were left out, and why."
     found, left_out = [], []
     for file in sorted(Path(folder).glob("controls/*.parquet")):
-        table = pd.read_parquet(file)
+        table = with_draw(pd.read_parquet(file))
         if why := mismatch_reason(file, table, episodes):
             left_out.append(f"{file.stem}: {why}")
         elif len(table):
-            found.append(table.astype({"seed": "Int64", "retry_tokens": "Int64"}))
+            found.append(table.astype({"seed": "Int64", "draw": "Int64", "retry_tokens": "Int64"}))
     empty = pd.DataFrame(columns=[*KEY, "control", "source_id", *RETRY])
     return pd.concat(found, ignore_index=True) if found else empty, left_out
 
@@ -116,9 +126,10 @@ def pair_retries(
     arm: str,  # "vanilla" or a trained one
     mode: str,  # "greedy" or "sampled"
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Get two tries with the control's retry and with the own one: boolean, the same seeds x problems in both."
-    theirs = outcomes(placed, arm, mode, "two").dropna(axis=1)
-    return theirs.astype(bool), outcomes(episodes, arm, mode, "two").loc[theirs.index, theirs.columns]
+    "Get two tries with the control's retry and with the own one: `outcomes` of the same seeds, problems and draws."
+    same = episodes[[*KEY, "attempt_ok", "retry_ok"]].merge(placed[KEY], on=KEY)
+    theirs, own = (outcomes(e, arm, mode, "two").dropna(axis=1).infer_objects() for e in (placed, same))
+    return theirs, own
 
 # %% ../../nbs/analysis/reflection_effect.ipynb #2a9417eb
 def same_words(
@@ -128,16 +139,17 @@ def same_words(
     "List each borrowed reflection by arm, seed, mode and problem, and whether it is identical to the own one (`same`)."
     said = episodes[[*KEY, "reflection"]]
     lent = controls.loc[controls.control == "other", [*KEY, "source_id"]].merge(said, on=KEY)
-    lent = lent.merge(said.rename(columns={"problem_id": "source_id", "reflection": "borrowed"}), on=[*KEY[:3], "source_id"])
+    said = said.rename(columns={"problem_id": "source_id", "reflection": "borrowed"})
+    lent = lent.merge(said, on=[*KEY[:3], "source_id", "draw"])
     return lent[KEY].assign(same=(lent.reflection == lent.borrowed).astype(bool))
 
 # %% ../../nbs/analysis/reflection_effect.ipynb #0cfcb36e
 def share(
     right: np.ndarray,  # seeds x problems
 ) -> Interval:
-    "Average over seeds and problems: Wilson's interval for one seed, over seeds and problems for several."
+    "Average over seeds and problems, with the interval of `share_right` for one seed, over seeds and problems for several."
     if len(right) == 1:
-        return wilson(int(right.sum()), right.size)
+        return share_right(right[0])
     x = crossed_interval(right)
     return Interval(x.estimate, max(x.low, 0.0), min(x.high, 1.0))
 
@@ -146,9 +158,12 @@ def gain(
     theirs: np.ndarray,  # seeds x problems, after a control
     own: np.ndarray,  # the same after the own reflection
 ) -> Interval:
-    "Subtract control from own: Newcombe's interval for one seed, over seeds and problems for several."
-    if len(own) == 1:
+    "Subtract control from own: over problems for one seed (Newcombe's, or t with several draws), else over seeds and problems."
+    if len(own) == 1 and own.dtype == bool:
         return paired_difference(theirs[0], own[0])
+    if len(own) == 1:
+        after, before = (side(x, trained=False) for x in (own, theirs))
+        return contrast(after, before).interval()
     return crossed_interval(own.astype(float) - theirs.astype(float))
 
 # %% ../../nbs/analysis/reflection_effect.ipynb #ae653122
@@ -167,8 +182,11 @@ def _own(right: np.ndarray, retries: pd.Series) -> dict[str, Any]:
 
 def _against(theirs: np.ndarray, own: np.ndarray, retries: pd.Series) -> dict[str, Any]:
     "Summarise a control's two tries and retries, and the own two tries minus these."
-    d, tests = gain(theirs, own), [mcnemar(a, b) for a, b in zip(theirs, own, strict=True)]
+    d = gain(theirs, own)
     row = _own(theirs, retries) | {"gain": d.estimate, "gain_low": d.low, "gain_high": d.high}
+    if own.dtype != bool:  # shares of draws, which no test for yes and no takes
+        return row | {"gained": np.nan, "lost": np.nan, "p": np.nan}
+    tests = [mcnemar(a, b) for a, b in zip(theirs, own, strict=True)]
     row |= {"gained": sum(t.gained for t in tests), "lost": sum(t.lost for t in tests)}
     return row | {"p": tests[0].p if len(tests) == 1 else np.nan}
 
@@ -318,6 +336,7 @@ def save_reflection_effect(
     over, by_seed = over_seeds_only(table), table[~table.seed.str.startswith("mean")]
     what = "Two tries after the own reflection and after each control: retries of the same failed attempts. "
     what += "“Own words”: borrowed reflections that have the very words of the own one. "
+    note = f"{draws_note(episodes)} {note}".strip()
     made = save_table(readable_effect(over), t, "controls", f"{what}{note}".strip(), over)
     caption = f"{what}Seed by seed: Wilson and Newcombe intervals, exact McNemar p values. {note}".strip()
     made += save_table(readable_effect(by_seed), t, "controls_by_seed", caption, by_seed)

@@ -40,6 +40,7 @@ from r3_repro.analysis.differences import (
 from r3_repro.analysis.forgetting import claim_c8
 from r3_repro.analysis.loading import (
     arms_of,
+    draws_note,
     load_episodes,
     load_transfer,
     modes_of,
@@ -126,7 +127,7 @@ def make_transfer(
     return save_table(shown, folder / "tables", "transfer", caption + INTERVALS, plain) if len(shown) else []
 
 # %% ../../nbs/analysis/results.ipynb #853610dd
-SAME_RULES = {"865aea416851-4c5d6bfc6a0b": "865aea416851-e55bbc7e726b"}
+SAME_RULES = {"865aea416851-1cad11c5c9c6": "865aea416851-e55bbc7e726b"}
 "Present digest -> the digest in stored manifests, where no rule has changed, only how they are hashed and computed."
 
 
@@ -164,7 +165,7 @@ def make_results(
     "Write all tables and figures of chapter 04 from the stored files of a model. Returns their paths."
     folder, episodes, task = Path(folder), load_episodes(folder), task_of(folder)
     e, t, f = gather(folder, episodes), folder / "tables", folder / "figures"
-    about, note = scope_sentence(e, folder.parent.parent.name), rules_note(folder)
+    about, note = f"{scope_sentence(e, folder.parent.parent.name)} {draws_note(episodes)}".strip(), rules_note(folder)
     if note.startswith("Rules changed"):
         print(f"{folder.name}: {note}")
     shown, plain = four_columns(our_rows(episodes, folder.name) + paper_rows(e.task, folder))

@@ -155,8 +155,9 @@ def bulk_seconds(
 # %% ../../nbs/planning/plan.ipynb #f22a7a3c
 def evaluation_seconds(p: Profile, s: Shape, tok: Lengths, m: Machine) -> float:
     "Seconds to evaluate one model: attempts, and reflections and retries of the failed ones."
-    n, first = p.test_size * len(p.modes), tok.prompt + tok.answer + TEMPLATE_TOKENS / 2
-    seconds = bulk_seconds(p, s, tok, m, n, tok.prompt, tok.answer, n)
+    first = tok.prompt + tok.answer + TEMPLATE_TOKENS / 2
+    n = p.test_size * sum(p.draws if mode == "sampled" else 1 for mode in p.modes)
+    seconds = bulk_seconds(p, s, tok, m, n, tok.prompt, tok.answer, p.test_size * len(p.modes))
     seconds += bulk_seconds(p, s, tok, m, n * m.failed, first, tok.reflection, n * m.failed)
     retries, turn = n * m.failed * (1 + len(p.controls)), TEMPLATE_TOKENS / 2 + min(tok.prompt, retry_turn_tokens(p, tok))
     return seconds + bulk_seconds(p, s, tok, m, retries, first + tok.reflection + turn, tok.answer, retries)

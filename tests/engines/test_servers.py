@@ -21,7 +21,8 @@ from r3_repro.config import load_profile, model_path
 from r3_repro.engines.base import Completion, Request, SamplingParams, complete, stream
 from r3_repro.engines.chat import load_tokenizer, render
 from r3_repro.engines.server import TRIES, Servers, open_servers
-from r3_repro.tasks.base import user
+from r3_repro.evaluation.episodes import draw_seed, run_episodes
+from r3_repro.tasks.base import attempt_messages, get_task, user
 from r3_repro.tasks.function_calling.parser import Call, parse_calls
 from r3_repro.utils.errors import EngineError, SettingsError
 
@@ -724,3 +725,20 @@ print("waiting", engine.pending)
 def test_the_answers_of_these_tests_differ() -> None:
     assert len({c.text for c in expected()}) > 20 and len({c.tokens for c in expected()}) > 3
     assert number([1], 1) != number([1], 2) != number([2], 2)
+
+
+# ── Draws ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_draw_of_a_problem_is_an_answer_of_its_own(serve: Any, connect: Any) -> None:
+    "Three draws a problem: each request is there once, with the seed of its draw, whoever answers first."
+    profile = load_profile("smoke", draws=3)
+    task, server = get_task(profile.task), serve(delay=lambda n: 0.02 * (n % 3))
+    problems = task.problems("test", profile.data_options)[:6]
+    rows = run_episodes(connect(server), task, problems, profile, "sampled")
+    assert list(zip(rows.problem_id, rows.draw, strict=True)) == [(p.id, d) for p in problems for d in range(3)]
+    asked = Counter((json.dumps(body["prompt"]), body["seed"]) for body in server.asked)
+    assert len(asked) == len(server.asked) == 3 * 18 and len({seed for _, seed in asked}) == 3 * 18
+    for p, row in zip([p for p in problems for _ in range(3)], rows.itertuples(), strict=True):
+        seed = draw_seed(profile, "sampled", "attempt", p.id, draw=row.draw)
+        assert row.attempt == ANSWER(render(TOKENIZER, attempt_messages(task, p)), seed, profile.max_answer_tokens)[0]

@@ -22,14 +22,17 @@ from r3_repro.analysis.results import make_results
 from r3_repro.config import load_profile, model_path
 from r3_repro.engines.base import MockEngine
 from r3_repro.evaluation import episodes, reflection_controls
-from r3_repro.evaluation.episodes import episode_files, evaluate
+from r3_repro.evaluation.episodes import draws_of, episode_files, evaluate
 from r3_repro.evaluation.reflection_controls import (
     CONTROL_COLUMNS,
     control_files,
     control_messages,
     failed_episodes,
+    lenders,
+    lending_counts,
     lending_ring,
     make_controls,
+    retry_shares,
 )
 from r3_repro.profiles import CONTROLS
 from r3_repro.runs.launch import stage_command
@@ -38,6 +41,7 @@ from r3_repro.tasks.base import Problem, Verdict, get_task, reflection_messages
 from r3_repro.tasks.countdown import task as countdown
 from r3_repro.testing import synthetic_episodes
 from r3_repro.utils.errors import SettingsError
+from r3_repro.utils.hashing import file_hash
 from r3_repro.utils.stats import mcnemar, paired_difference
 from r3_repro.workflow import cli, study
 from r3_repro.workflow.study import evaluate_all, make_all_reports
@@ -159,7 +163,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         answer = answers({f"[{p.id}]" for p in problems[failed:]})
         monkeypatch.setattr(episodes, "open_engine", lambda p, path: MockEngine(answer))
         monkeypatch.setattr(reflection_controls, "open_engine", lambda p, path: MockEngine(answer))
-        assert (~evaluate(run).attempt_ok).sum() == failed * len(run.profile.modes)
+        assert (~evaluate(run).attempt_ok).sum() == failed * sum(draws_of(run.profile, m) for m in run.profile.modes)
         answer.given.clear()
         return replace(run, profile=run.profile.model_copy(update={"controls": CONTROLS})), answer
 
@@ -197,6 +201,64 @@ def test_few_failed_problems(failed: int, borrowed: int, world: Any) -> None:
     shown = reflection_effect.reflection_effect(load_episodes(run.model_dir), found) if len(found) else pd.DataFrame()
     if failed == 1:
         assert set(shown.retry) == {"own", "bare", "other", "empty"} - {"other"}
+
+
+def test_each_failed_draw_is_retried_and_borrows_within_its_draw(world: Any) -> None:
+    "Three draws in mode sampled, one in mode greedy; the first has the seeds, the lenders and so the rows that it has alone."
+    run, answer = world(5, draws=3)
+    table = make_controls(run)
+    assert len(table) == len(answer.given) == 5 * 3 * (1 + 3) and list(table.columns) == CONTROL_COLUMNS
+    assert not table.duplicated(["mode", "control", "problem_id", "draw"]).any() and str(table.draw.dtype) == "Int32"
+    failed, _ = failed_episodes(run)
+    said = {(e.mode, e.draw, e.problem_id): e.reflection for e in failed.itertuples()}
+    assert len(set(said.values())) == len(said) == 5 * 4, "or it could be anyone's"
+    asked_again = {(p[0]["content"].split("]")[0][1:], p[3]["content"]) for p in answer.given if len(p) == 5}
+    borrowed = table[table.control == "other"]
+    for row in borrowed.itertuples():
+        assert row.source_id != row.problem_id and (row.problem_id, said[row.mode, row.draw, row.source_id]) in asked_again
+    assert len(asked_again - {(p, "") for p in failed.problem_id}) == len(borrowed), "a reflection of another draw was borrowed"
+    rings = [
+        dict(zip(x.problem_id, x.source_id, strict=True)) for _, x in borrowed[borrowed["mode"] == "sampled"].groupby("draw")
+    ]
+    assert rings[0] == lending_ring(rings[0], run.profile.eval_seed, "sampled") and not rings[0] == rings[1] == rings[2]
+    problems = json.loads(control_files(run)[1].read_text("utf-8"))["problems"]
+    assert problems == {m: {"failed": 5, "borrowed": 5, "same_words": 0} for m in ("greedy", "sampled")}, "means over draws"
+    alone = replace(run, root=run.root / "alone", profile=run.profile.model_copy(update={"draws": 1}))
+    evaluate(alone)
+    assert table[table.draw == 0].reset_index(drop=True).equals(make_controls(alone))
+
+
+def test_a_draw_with_one_failed_problem_borrows_nothing(world: Any) -> None:
+    run, _ = world(2, draws=2)
+    failed, _ = failed_episodes(run)
+    sampled = failed[failed["mode"] == "sampled"]
+    one = sampled[(sampled.draw == 0) | (sampled.problem_id == sampled.problem_id.iloc[0])]
+    assert {draw for _, draw in lenders(one, run.profile, "sampled")} == {0}
+
+
+def test_counts_and_shares_are_means_over_draws() -> None:
+    "Two problems failed in draw 0, one in draw 1; a borrowed reflection with the own words."
+    failed = pd.DataFrame({"mode": "sampled", "draw": [0, 0, 1], "problem_id": ["a", "b", "a"], "reflection": "Hm."})
+    failed["retry_ok"] = [True, False, False]
+    table = failed.assign(control="other", source_id=["b", "a", None])[:2]
+    assert lending_counts(failed, table, draws=2) == {"sampled": {"failed": 1.5, "borrowed": 1.0, "same_words": 1.0}}
+    assert retry_shares(table, failed) == "sampled own 33.3%, other 50.0%"
+
+
+def test_tables_of_an_earlier_version_have_one_draw(world: Any) -> None:
+    "Without a column `draw` they are read, and not made again."
+    run, answer = world(4)
+    made = make_controls(run)
+    for table_file, manifest_file in (episode_files(run), control_files(run)):
+        table, manifest = pd.read_parquet(table_file), json.loads(manifest_file.read_text("utf-8"))
+        table.drop(columns="draw").to_parquet(table_file, index=False)
+        manifest["hashes"][table_file.parent.name] = file_hash(table_file)
+        manifest["hashes"]["episodes"] = file_hash(episode_files(run)[0])
+        manifest_file.write_text(json.dumps(manifest), "utf-8")
+    answer.given.clear()
+    assert evaluate(run).draw.tolist() == [0] * 16 and make_controls(run).equals(made) and not answer.given
+    found, left_out = load_controls(run.model_dir, load_episodes(run.model_dir))
+    assert found.draw.tolist() == [0] * len(made) and not left_out
 
 
 def test_controls_are_made_once_and_added_to(world: Any) -> None:
@@ -275,9 +337,10 @@ def killed_at(run: Run, answer_number: int, right: set[str]) -> int:
     return process.exitcode
 
 
-def test_killed_again_and_again_it_ends_with_the_same_table(world: Any) -> None:
+@pytest.mark.parametrize("draws", [1, 2])
+def test_killed_again_and_again_it_ends_with_the_same_table(draws: int, world: Any) -> None:
     "Each process is killed while it works; what was finished before is not asked again, and no rest is left."
-    run, answer = world(6)
+    run, answer = world(6, draws=draws)
     table_file, manifest_file = control_files(run)
     expected = make_controls(run)
     made = table_file.read_bytes()
@@ -293,7 +356,7 @@ def test_killed_again_and_again_it_ends_with_the_same_table(world: Any) -> None:
     assert parts == sorted(parts) and 0 < parts[-1] < 6
     answer.given.clear()
     assert make_controls(run).equals(expected) and table_file.read_bytes() == made
-    assert len(answer.given) == 6 * (6 - parts[-1])
+    assert len(answer.given) == sum(([6] * 3 + [6 * draws] * 3)[parts[-1] :])
     assert not list(table_file.parent.glob(".vanilla-*"))
 
 

@@ -193,11 +193,11 @@ def test_the_plan_counts_all_rounds() -> None:
     assert activation_parts(two, shape, tok)[0].bytes > 1.5 * activation_parts(one, shape, tok)[0].bytes
 
 
-@pytest.mark.parametrize("name", ["retries", "mixture", "vllm_tensor_parallel_size"])
+@pytest.mark.parametrize("name", ["retries", "mixture", "vllm_tensor_parallel_size", "draws"])
 def test_runs_made_before_a_setting_existed_are_the_same_runs(name: str) -> None:
     now = json.loads(load_profile("smoke").model_dump_json())
     stored = {k: v for k, v in now.items() if k != name}
     assert name in ADDED and identity_diff({"settings": stored}, {"settings": now}) == []
     assert with_first_names(now) == with_first_names(stored) and with_current_names(stored)[name] == now[name]
-    other = {"retries": 2, "mixture": ["countdown", "function_calling"], "vllm_tensor_parallel_size": 2}[name]
+    other = {"retries": 2, "mixture": ["countdown", "function_calling"], "vllm_tensor_parallel_size": 2, "draws": 4}[name]
     assert identity_diff({"settings": stored}, {"settings": now | {name: other}}) != []
