@@ -9,7 +9,8 @@ The names that a script or a notebook needs most; each is imported from its modu
     r3.mine(run)                                # failures of the model, stored
     r3.train(run)                               # GRPO on the reflections of those failures
     r3.evaluate(run)                            # episodes of the held-out problems, stored
-    r3.load_episodes(run.model_dir)             # a DataFrame, one row a problem; `r3.compare` of it sets arm against arm
+    r3.load_episodes(run.model_dir)             # a DataFrame, one row an episode
+    r3.compare("a.parquet", "b.parquet")        # two tables, folders or runs, problem by problem, as a page
 """
 
 import importlib
@@ -42,7 +43,7 @@ _DEFINED_IN = {
     "R3Trainer": "training.trainer:R3Trainer",
     "evaluate": "evaluation.episodes:evaluate",
     "load_episodes": "analysis.loading:load_episodes",
-    "compare": "analysis.differences:between_arms",
+    "compare": "analysis.compare:compare",
     "SettingsError": "utils.errors:SettingsError",
     "EngineError": "utils.errors:EngineError",
 }

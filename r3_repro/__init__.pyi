@@ -1,5 +1,5 @@
 # What r3_repro/__init__.py imports when it is first used; tests/test_facade.py compares the two.
-from r3_repro.analysis.differences import between_arms as compare
+from r3_repro.analysis.compare import compare as compare
 from r3_repro.analysis.loading import load_episodes as load_episodes
 from r3_repro.config import load_profile as load_profile
 from r3_repro.engines.factory import open_engine as open_engine
