@@ -105,18 +105,24 @@ class TrainingLog(TrainerCallback):
 
 # %% ../../nbs/training/callbacks.ipynb #272fd2be
 class TrainingBar(TrainerCallback):
-    "Shows one progress bar, with reward and success of the newest step."
+    "Shows one progress bar, of steps or of a token budget, with reward and success of the newest step."
 
     def __init__(self, name: str):  # of the run
         self.name, self.bar = name, tqdm(disable=True)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=f"train {self.name}", unit="step")
+    def on_train_begin(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        done, of, unit = state.global_step, state.max_steps, "step"
+        if args.token_budget:
+            done, of, unit = lr_scheduler.tokens, args.token_budget, "token"
+        self.bar = tqdm(total=of, initial=done, desc=f"train {self.name}", unit=unit, unit_scale=unit == "token")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, lr_scheduler: Any = None, **_: Any
+    ) -> None:
         if logs and "loss" in logs:
-            self.bar.update(state.global_step - self.bar.n)
+            self.bar.update((lr_scheduler.tokens if args.token_budget else state.global_step) - self.bar.n)
             if "r3/retry_success" in logs:
                 self.bar.set_postfix(reward=f"{logs['reward']:.2f}", retry=f"{logs['r3/retry_success']:.2f}")
 
@@ -136,7 +142,7 @@ class MarkCheckpoints(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.accelerator.wait_for_everyone()  # other ranks write their random states
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and state.global_step % args.num_iterations == 0:  # else in the middle of a batch
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARKER).touch()
 
 

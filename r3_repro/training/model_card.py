@@ -52,6 +52,8 @@ _SHOWN = [
 ]  # fmt: skip
 "Settings that a card shows."
 
+_TOKENS = "{reflect_tokens:,} generated in {steps} steps, for a budget of {token_budget:,}: those of r3 with the same seed"
+
 
 def card_facts(
     manifest: dict[str, Any],  # of the training
@@ -66,6 +68,7 @@ def card_facts(
         "reward": _REWARD[ARMS[manifest["arm"]].reward_fn.__name__],
         "seed": str(manifest["seed"]),
         "settings": ", ".join(f"{n} = {p[n]}" for n in shown if n in p),
+        **({"tokens": _TOKENS.format(**manifest)} if manifest.get("token_budget") else {}),
         "hashes": ", ".join(f"{k} {v}" for k, v in hashes.items() if isinstance(v, str)),
         "commit of r3_repro": f"{manifest['git_commit']}{', with changes' if manifest['git_dirty'] else ''}",
     }

@@ -38,6 +38,7 @@ def misused_options(
             c.loss_on == "attempt" and (c.retry_turn, c.max_retry_length, c.retries) != ("question", 256, 1)
         ),
         f"retries = {c.retries}: at least one": c.retries < 1,
+        f"token_budget = {c.token_budget}: a number of tokens, or 0 for none": c.token_budget < 0,
         "vllm_tensor_parallel_size is ignored unless vLLM runs in the training processes (use_vllm, vllm_mode = 'colocate')": (
             c.vllm_tensor_parallel_size > 1 and not (c.use_vllm and c.vllm_mode == "colocate")
         ),
@@ -59,6 +60,7 @@ class R3Config(GRPOConfig):
     zero_variance: str = "keep"  # see `ZERO_VARIANCE`
     refill_rounds: int = 0  # further batches that "refill" samples in a step at most
     sample_steps: int = 0  # keep whole conversations in `R3Trainer.samples` every so many steps; 0: never
+    token_budget: int = 0  # end at the step nearest to so many generated tokens, the schedule over them; 0: after `max_steps`
 
     def __post_init__(self) -> None:
         super().__post_init__()

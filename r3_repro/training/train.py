@@ -23,6 +23,7 @@ from peft import PeftModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils.notebook import NotebookProgressCallback
 
+from r3_repro.analysis.protocol import protocol_digest
 from r3_repro.config import model_path
 from r3_repro.data import dataset_hashes
 from r3_repro.engines.chat import load_tokenizer, max_context_length, render, template_hash
@@ -48,7 +49,16 @@ from r3_repro.training.callbacks import (
     resume_point,
 )
 from r3_repro.training.conversations import reflection_prompt
-from r3_repro.training.grpo_config import arm_of, grpo_config, lora_config, reward_functions, training_set, with_matched_batch
+from r3_repro.training.grpo_config import (
+    STEP_LIMIT,
+    arm_of,
+    grpo_config,
+    lora_config,
+    reward_functions,
+    token_budget,
+    training_set,
+    with_matched_batch,
+)
 from r3_repro.training.model_card import write_card
 from r3_repro.training.model_setup import full_state_dict, reference_loading, with_layer_kernels
 from r3_repro.training.shared_prefix import zero3_disabled
@@ -102,12 +112,16 @@ def _leaks(task: Task, row: dict[str, Any], text: str) -> bool:
 def build_trainer(
     run: Run,  # one arm and seed
     failures: pd.DataFrame,  # columns problem_id, problem (JSON), attempt
+    budget: int = 0,  # tokens to generate; 0 = as many as the steps of the profile need
 ) -> R3Trainer:
     "The trainer of a run; raises `SettingsError` for an unknown arm or a context that is too short."
+    if budget:
+        run = replace(run, profile=run.profile.model_copy(update={"max_steps": STEP_LIMIT * run.profile.max_steps}))
     p, path, task = run.profile, model_path(run.profile), get_task(run.profile.task)
     request = "" if arm_of(run).loss_on == "attempt" else task.reflection_request
     check_heads(p)
-    config = grpo_config(run)  # before the weights: with FSDP2 the first process alone reads them, once processes know each other
+    # before the weights: with FSDP2 the first process alone reads them, once processes know each other
+    config = grpo_config(run, budget)
     PartialState().wait_for_everyone()  # the first process has checked the memory; none may load weights before
     tokenizer = load_tokenizer(path, p.tool_format)
     model = with_layer_kernels(load_model(path, "float32", device="cpu"), p.layer_kernels)
@@ -167,6 +181,8 @@ def training_identity(
     mixed = bool(run.profile.mixture)
     trained_by = _TRAINED_BY - ({"task"} if mixed else set())  # that run trains the same model from each of its tasks
     settings = {k: v for k, v in run.profile.model_dump(mode="json").items() if k in trained_by}
+    if budget := token_budget(run):
+        settings["token_budget"] = budget
     parts = [
         {"failures": file_hash(_failures_file(r)), "task": task_hash(get_task(r.profile.task))} | dataset_hashes(r)
         for r in mixture_runs(run)
@@ -217,8 +233,9 @@ def _finish(run: Run, trainer: R3Trainer, seconds: dict[str, float], identity: d
     }  # fmt: skip
     write_manifest(
         run.training / "manifest.json", "train", run, seconds | stages, hashes,
-        steps=len(log), refilled=int(log.refilled.sum()), shared_prefix=trainer.no_shared_prefix or "on",
+        study_protocol=protocol_digest(), steps=len(log), refilled=int(log.refilled.sum()), shared_prefix=trainer.no_shared_prefix or "on",
         reflect_tokens=int(log.reflect_tokens.sum()), retry_tokens=int(log.retry_tokens.sum()),
+        token_budget=trainer.args.token_budget,
     )  # fmt: skip
     write_card(run)
     shutil.rmtree(run.training / "checkpoints", ignore_errors=True)
@@ -228,7 +245,7 @@ def _train(run: Run, identity: dict[str, Any]) -> None:
     "Build the trainer, train from the newest checkpoint on, save."
     seconds: dict[str, float] = {}
     with timed(seconds, "prepare"):
-        trainer = build_trainer(run, load_failures(run))
+        trainer = build_trainer(run, load_failures(run), token_budget(run))
         check_processes(run.profile, trainer.accelerator.num_processes)
         if trainer.accelerator.is_main_process:
             remove_unfinished(run.training)

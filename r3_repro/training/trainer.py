@@ -30,6 +30,7 @@ from r3_repro.training.model_setup import kl_in_float32, reference_loading
 from r3_repro.training.monitoring import completion_shares, content_counts, repetition_counts, step_metrics, success_by
 from r3_repro.training.r3_config import R3Config
 from r3_repro.training.shared_prefix import pack, rounding_ratio, share_prefix, shared_log_probs
+from r3_repro.training.token_budget import StopAtBudget, follow_tokens
 from r3_repro.utils.files import timed
 
 
@@ -41,6 +42,7 @@ class R3Trainer(GRPOTrainer):
     model: Any
     train_dataset: Any
     num_generations_eval: Any
+    lr_scheduler: Any
     _buffered_inputs: Any
 
     def __init__(
@@ -58,6 +60,8 @@ class R3Trainer(GRPOTrainer):
         self._set_up(args)
         with reference_loading():  # TRL would spread the reference over all GPUs, or gather it whole
             super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **more)
+        if args.token_budget:
+            self.add_callback(StopAtBudget())
 
     if TYPE_CHECKING:  # TRL's attributes, and what is added below
 
@@ -104,6 +108,15 @@ def _count(self: R3Trainer, **own: float) -> None:
     everywhere = torch.tensor([*own.values()], dtype=torch.float64, device=self.accelerator.device)
     for name, value in zip(own, self.accelerator.reduce(everywhere, "sum").tolist(), strict=True):
         self.counted[name] += value
+
+
+@patch
+def _count_tokens(self: R3Trainer, stage: str, ids: list[list[int]]) -> None:
+    "Count generated tokens of all processes, for the log and for the budget; `stage` is reflect or retry."
+    before = self.counted[f"{stage}_tokens"]
+    self._count(**{f"{stage}_tokens": sum(map(len, ids))})
+    if self.args.token_budget and self.model.training:
+        self.lr_scheduler.tokens += int(self.counted[f"{stage}_tokens"] - before)
 
 # %% ../../nbs/training/trainer.ipynb #4b29c4a6
 NOT_SUPPORTED = ("tools", "rollout_func", "environment_factory")
@@ -171,7 +184,7 @@ def _sample(self: R3Trainer, stage: str, ids: list[list[int]], counted: int) -> 
     tokens = self.args.max_retry_length if stage == "retry" else self.max_completion_length
     with timed(self.seconds, stage), self._length_limit(tokens):
         sampled, logprobs = self._generate_single_turn(ids, None, {}, num_generations=1)
-    self._count(**{f"{stage}_tokens": sum(map(len, sampled[:counted]))})
+    self._count_tokens(stage, sampled[:counted])
     texts = self._tokenizer.batch_decode(sampled[:counted], skip_special_tokens=True)
     return [opened_thought(self._tokenizer) + text for text in texts], sampled[:counted], logprobs
 
@@ -223,7 +236,7 @@ def _generate(self: R3Trainer, prompts: list) -> Any:
     "Override: TRL computes the loss on the returned completion ids, times the returned mask if there is one."
     with timed(self.seconds, "reflect"):
         out = super(R3Trainer, self)._generate(prompts)
-    self._count(reflect_tokens=sum(map(len, out[1])))
+    self._count_tokens("reflect", out[1])
     a, both = self.args, self.args.loss_on == "reflection and retry"
     if not both and a.retries == 1:
         return out  # the completion is the reflection alone (or the attempt), and there is no mask
@@ -447,6 +460,8 @@ def _prepare_inputs(self: R3Trainer, generation_batch: Any) -> Any:
         return super(R3Trainer, self)._prepare_inputs(generation_batch)
     parts = self.args.steps_per_generation
     if self._step % (parts * self.num_iterations) == 0 or self._buffered_inputs is None:
+        if self.args.token_budget:
+            self.lr_scheduler.tokens_before = self.lr_scheduler.tokens
         batch = self._generate_and_score_completions(generation_batch)
         if self.args.zero_variance == "refill":
             batch = self._refill(batch)
@@ -497,3 +512,12 @@ def compute_loss(self: R3Trainer, model: Any, inputs: Any, return_outputs: bool 
     if self.model.training:
         self._measure(inputs)
     return loss * inputs["kept_share"] if "kept_share" in inputs else loss
+
+
+@patch
+def create_scheduler(self: R3Trainer, num_training_steps: int, optimizer: Any = None) -> Any:
+    "Override: with a token budget, the schedule follows generated tokens."
+    scheduler = super(R3Trainer, self).create_scheduler(num_training_steps, optimizer)
+    if self.args.token_budget:
+        follow_tokens(scheduler, self.args.token_budget, num_training_steps)
+    return scheduler

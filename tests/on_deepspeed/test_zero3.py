@@ -1,9 +1,12 @@
 """ZeRO-3 in two processes, on processors over gloo: `make test-deepspeed`, which says where DeepSpeed is (`R3_DEEPSPEED`)."""
 
+import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import test_two_processes as two
 
@@ -14,6 +17,11 @@ KEPT = ("smoke/countdown/dataset", "smoke/countdown/tiny-base2/failures")
 
 def sharded(root: Path, name: str, **more: bool) -> Run:
     return two.two(root, "whole", name, sharding="zero3", **more)
+
+
+def budgeted(root: Path) -> Run:
+    "plain GRPO with the tokens of r3."
+    return replace(sharded(root, "shared"), arm="plain_grpo")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +40,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"argv": two.words(shared), "replay": tape, "out": str(root / "second")},
         {"argv": two.words(unshared), "replay": tape, "out": str(root / "third")},
         {"argv": two.words(two.adapted(root, "zero3")), "out": str(root / "adapted")},
+        {"argv": two.words(budgeted(root)), "stop": 1, "out": str(root / "budget-first")},
+        {"argv": two.words(budgeted(root)), "out": str(root / "budget")},
     ]
     with pytest.MonkeyPatch.context() as m:
         m.setenv("PYTHONPATH", str(where))
@@ -57,3 +67,12 @@ def test_a_shared_prefix_is_sharded_like_any_other_pass(trained: Path) -> None:
 
 def test_an_adapter_is_saved_with_the_model_around_it(trained: Path) -> None:
     two.check_adapted(two.adapted(trained, "zero3"))
+
+
+def test_a_token_budget_goes_on_from_a_checkpoint(trained: Path) -> None:
+    run = budgeted(trained)
+    manifest, log = json.loads((run.training / "manifest.json").read_text("utf-8")), two.log_of(run)
+    assert two.seen(trained / "budget")[0]["calls"][0]["step"] == 1 and (log["reflect_tokens"] > 0).all()
+    assert abs(log["reflect_tokens"].sum() - manifest["token_budget"]) <= 0.6 * log["reflect_tokens"].max()
+    share = log["reflect_tokens"].iloc[0] / manifest["token_budget"]
+    assert log["learning_rate"].iloc[1] == pytest.approx(log["learning_rate"].iloc[0] * (1 + np.cos(np.pi * share)) / 2, rel=1e-6)

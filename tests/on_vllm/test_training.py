@@ -57,7 +57,8 @@ def test_vllm_samples_from_the_weights_that_are_trained(arm: str, wide: str, roo
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     log = log_of(run)
     print(log[["sampling_logp_difference", "entropy", "grad_norm", "reflect_tokens", "retry_tokens"]])
-    assert log["step"].tolist() == [1, 2, 3, 4] and (log["grad_norm"] > 0).any()
+    steps = len(log) if arm == "plain_grpo" else 4  # which has a token budget
+    assert log["step"].tolist() == [*range(1, steps + 1)] and (log["grad_norm"] > 0).any()
     assert (log["sampling_logp_difference"] < ROUNDING).all()
     assert (log["retry_tokens"] > 0).all() == (arm != "plain_grpo")
     before, after = load_file(Path(wide) / "model.safetensors"), load_file(run.training / "model/model.safetensors")

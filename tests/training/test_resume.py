@@ -146,8 +146,8 @@ def check_curves(folder: Path) -> None:
 
 
 def test_every_arm_goes_on_as_if_never_killed(uninterrupted, warm, tmp_path):
-    "One with refilled batches, whose place in the data is taken up again as well; one with two steps on each batch."
-    for root in ("plain", "cut"):  # the run of r3 is there: plain GRPO is matched with it, and has as many steps
+    "One with refilled batches, whose place in the data is taken up again as well; one with two steps on each batch; a budget."
+    for root in ("plain", "cut"):  # the run of r3 is there: plain GRPO generates as many tokens
         shutil.copytree(uninterrupted, tmp_path / root)
     steps, arms = {"all_tokens": 8, "random_reward": 8, "plain_grpo": STEPS}, []
     for arm in steps:
@@ -156,10 +156,13 @@ def test_every_arm_goes_on_as_if_never_killed(uninterrupted, warm, tmp_path):
         arms.append(["--arm", arm, *words])
         to_its_end("train", tmp_path / "plain", arms[-1])
     all_arms = [*arms[0], "--then", *arms[1], "--then", *arms[2]]
-    cut = kill_and_resume("train", tmp_path / "cut", ["middle"], all_arms, warm)
+    cut = kill_and_resume("train", tmp_path / "cut", ["middle", "save"], all_arms, warm)
+    record = json.loads((tmp_path / "plain" / TRAINED).with_name("plain_grpo-seed0").joinpath("manifest.json").read_text("utf-8"))
+    assert abs(record["reflect_tokens"] - record["token_budget"]) <= 0.6 * record["reflect_tokens"] / record["steps"]
+    steps["plain_grpo"] = record["steps"]
     for arm, said in zip(steps, cut, strict=True):
-        ((moment, done, _),) = said["hits"]
-        assert moment == "middle" and 0 < done < steps[arm], said
+        (middle, done, _), (save, saved, _) = said["hits"]
+        assert (middle, save) == ("middle", "save") and 0 < done < steps[arm] == saved, said
         check_same_training(tmp_path / "plain", tmp_path / "cut", arm, steps[arm])
     refilled = pd.read_json((tmp_path / "cut" / TRAINED).with_name("all_tokens-seed0") / "log.jsonl", lines=True).refilled
     assert refilled.sum() > 0

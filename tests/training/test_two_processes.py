@@ -128,6 +128,11 @@ def coins(root: Path, processes: int) -> Run:
     return open_run("smoke", arm="random_reward", root=str(root / name), processes=processes, **SIZE, **own)
 
 
+def plain(root: Path) -> Run:
+    "plain GRPO with the tokens that two processes generated for r3."
+    return open_run("smoke", arm="plain_grpo", root=str(root / "two"), processes=2, **SIZE, **TWO["whole"])
+
+
 def cut_off(root: Path) -> Run:
     "A training that is stopped after its first step."
     return open_run("smoke", root=str(root / "end"), processes=2, **(SIZE | {"max_steps": 4}), **TWO["whole"])
@@ -163,6 +168,7 @@ def together(root: Path, warm: dict[str, str]) -> Path:
     lucky = open_run("smoke", root=str(root / "two"), seed=2, processes=2, **SIZE, **TWO["whole"])
     plans += [{"argv": words(lucky), "succeeds": 1, "out": str(root / "lucky")}]
     plans += [{"argv": words(coins(root, 2)), "out": str(root / "two-coins")}]
+    plans += [{"argv": words(plain(root)), "out": str(root / "plain")}]
     plans += [{"argv": words(cut_off(root)), "stop": 1, "out": str(root / "cut-off")}]
     run, tape = two(root, "whole", "sharded", sharding="fsdp2"), {"replay": str(root / "whole.json"), "sharded": True}
     own = open_run("smoke", root=str(root / "sharded"), seed=2, processes=2, **SIZE, **TWO["whole"], sharding="fsdp2")
@@ -251,6 +257,17 @@ def test_a_group_is_compared_across_processes(together: Path) -> None:
         np.testing.assert_allclose(ours, wanted, atol=1e-5)
         spread += middle.std() > 0
     assert spread, "the middle group never had rewards that differ"
+
+
+def test_a_token_budget_counts_what_both_processes_generate(together: Path) -> None:
+    "Half of it would be reached after twice as many steps."
+    run, both = plain(together), seen(together / "plain")
+    log, manifest = log_of(run), json.loads((run.training / "manifest.json").read_text("utf-8"))
+    r3 = json.loads((two(together, "whole").training / "manifest.json").read_text("utf-8"))
+    assert manifest["token_budget"] == r3["reflect_tokens"] + r3["retry_tokens"] > 0
+    spent = [sum(c["tokens"] for s in both for c in s["calls"] if c["step"] == k) for k in range(len(log))]
+    assert all(sum(c["tokens"] for c in s["calls"]) > 0 for s in both) and log["reflect_tokens"].tolist() == spent
+    assert abs(sum(spent) - manifest["token_budget"]) <= 0.6 * max(spent) and manifest["steps"] == len(log)
 
 
 def test_bnpo_depends_on_the_micro_batch(together: Path) -> None:

@@ -81,13 +81,13 @@ def on_tape(trainer: Any, plan: Plan, tape: dict[str, Any], calls: list[Any]) ->
         step = trainer.state.global_step
         turn = sum(c["step"] == step for c in calls)
         first = trainer.accelerator.process_index * len(prompts)
-        calls.append({"step": step, "turn": turn, "prompts": len(prompts), "longest": 0})
+        calls.append({"step": step, "turn": turn, "prompts": len(prompts), "longest": 0, "tokens": 0})
         keys = [f"{step} {turn} {first + i}" for i in range(len(prompts))]
         if "replay" in plan:
             assert [tape[k][0] for k in keys] == [list(p) for p in prompts], "these are not the prompts that were recorded"
             return [tape[k][1] for k in keys], None
         done, logprobs = sample(prompts, *rest, **options)
-        calls[-1]["longest"] = max(map(len, done))
+        calls[-1] |= {"longest": max(map(len, done)), "tokens": sum(map(len, done))}
         tape.update({k: [list(p), list(d)] for k, p, d in zip(keys, prompts, done, strict=True)})
         return done, logprobs
 
