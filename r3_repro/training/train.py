@@ -233,9 +233,9 @@ def _finish(run: Run, trainer: R3Trainer, seconds: dict[str, float], identity: d
     }  # fmt: skip
     write_manifest(
         run.training / "manifest.json", "train", run, seconds | stages, hashes,
-        study_protocol=protocol_digest(), steps=len(log), refilled=int(log.refilled.sum()), shared_prefix=trainer.no_shared_prefix or "on",
+        steps=len(log), refilled=int(log.refilled.sum()), shared_prefix=trainer.no_shared_prefix or "on",
         reflect_tokens=int(log.reflect_tokens.sum()), retry_tokens=int(log.retry_tokens.sum()),
-        token_budget=trainer.args.token_budget,
+        token_budget=trainer.args.token_budget, study_protocol=protocol_digest(),
     )  # fmt: skip
     write_card(run)
     shutil.rmtree(run.training / "checkpoints", ignore_errors=True)
