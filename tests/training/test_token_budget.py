@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from r3_repro.config import find_home
+from r3_repro.config import load_profile, model_path
 from r3_repro.data import prepare
 from r3_repro.engines.chat import load_tokenizer
 from r3_repro.engines.hf import load_model
@@ -25,7 +25,7 @@ from r3_repro.training.trainer import R3Trainer
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import write_json, write_parquet
 
-BASE = str(find_home() / "r3_repro/assets/tiny-base2")
+BASE = model_path(load_profile("smoke"))
 ROWS, STEPS, WARM = 8, 40, 4
 
 
