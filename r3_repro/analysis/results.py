@@ -38,6 +38,7 @@ from r3_repro.analysis.differences import (
     readable_differences,
 )
 from r3_repro.analysis.forgetting import claim_c8
+from r3_repro.analysis.learning_curve import make_learning_curve
 from r3_repro.analysis.loading import (
     arms_of,
     draws_note,
@@ -186,7 +187,7 @@ def make_results(
     made += save_figure(plot_differences(e.each, e.over), f, "differences")
     made += make_reflection_effect(folder, episodes, task, LEAST_PROBLEMS, INTERVALS)
     made += make_arms(folder, episodes, ALPHA, INTERVALS)
-    return made + make_transfer(folder) + make_training(folder)
+    return made + make_transfer(folder) + make_training(folder) + make_learning_curve(folder)
 
 # %% ../../nbs/analysis/results.ipynb #3b07466a
 def model_scores(

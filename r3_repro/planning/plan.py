@@ -180,7 +180,7 @@ def stage_hours(p: Profile, s: Shape, tok: Lengths, m: Machine, train: bool = Tr
     what = f"evaluation, {models} model{'s' if models > 1 else ''}"
     rows.append((what, gpus, models * evaluation_seconds(p, s, tok, m) / copies))
     if train and (kept := len(p.kept_steps(p.max_steps))):
-        few = {"test_size": min(p.curve_problems or p.test_size, p.test_size), "modes": ("sampled",), "controls": ()}
+        few = {"test_size": min(p.curve_problems or p.test_size, p.test_size), "modes": ("sampled",), "draws": 1, "controls": ()}
         seconds = kept * evaluation_seconds(p.model_copy(update=few), s, tok, m)
         rows.append((f"learning curve, {kept} sets of weights, an arm", gpus, seconds / copies))
     return pd.DataFrame([{"stage": w, "GPUs": g, "hours": t / 3600, "GPU hours": g * t / 3600} for w, g, t in rows])

@@ -74,7 +74,7 @@ def _check_processes(p: Profile, there: int) -> None:
         raise SettingsError("sharding = 'zero3', but deepspeed is not installed: pip install deepspeed, or set sharding = fsdp2")
 
 # %% ../../nbs/runs/preflight.ipynb #d8bd445c
-_ASKING = ("mine", "evaluate")
+_ASKING = ("mine", "evaluate", "curve")
 "Stages that generate with the profile's engine."
 
 

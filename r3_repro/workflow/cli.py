@@ -178,6 +178,14 @@ def _evaluate(
     reflection_controls.evaluate_with_controls(run)
     return reflection_controls.cached_summary(run)
 
+# %% ../../nbs/workflow/cli.ipynb #1ddd2d40
+@run_command("curve", "curve")
+def _curve(run: Run) -> str:
+    "Take the weights that a training has kept (`curve_steps`) through the first held-out problems: its learning curve."
+    from r3_repro.evaluation import learning_curve
+
+    return learning_curve.curve_summary_line(learning_curve.evaluate_curve(run))
+
 # %% ../../nbs/workflow/cli.ipynb #b9a7be72
 @run_command("forgetting", "forgetting")
 def _forgetting(run: Run) -> str:

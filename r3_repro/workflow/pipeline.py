@@ -230,7 +230,8 @@ def own_files(run: Run) -> list[Path]:
     mined = [folder for r in mixture_runs(run) for folder in (r.dataset, r.failures)]
     folders = [*mined, *(run.training.with_name(n) for n in names)]
     files = [f for folder in folders for f in folder.rglob("*")]
-    files += [f for kind in ("episodes", "controls", "forgetting") for n in names for f in (run.model_dir / kind).glob(f"{n}.*")]
+    kinds = ("episodes", "controls", "learning_curve", "forgetting")
+    files += [f for kind in kinds for n in names for f in (run.model_dir / kind).glob(f"{n}.*")]
     files += [run.model_dir / "tables" / "verdicts.csv"]
     return sorted(f for f in files if f.is_file() and not f.name.startswith("."))
 

@@ -25,7 +25,7 @@ def invoke(*args: str):
 
 
 def test_the_subcommands_are_there() -> None:
-    wanted = {"datasets", "mine", "train", "evaluate", "forgetting", "results", "figures", "plan", "study", "reproduce"}
+    wanted = {"datasets", "mine", "train", "evaluate", "forgetting", "results", "figures", "plan", "study", "reproduce", "curve"}
     assert wanted <= set(COMMANDS) and set(STAGES) <= set(COMMANDS)
 
 
@@ -52,7 +52,7 @@ def test_a_stage_takes_the_options_that_name_a_run(name: str) -> None:
         (["datasets", "--task", "cuntdown"], "unknown task"),
         (["mine", "--model", "no/such/model"], "no such folder"),
         (["train", "--arm", "r4"], "unknown arm 'r4'"),
-        (["train", "--set", "kl=0.1"], "is called 'beta' now"),
+        (["train", "--set", "betta=0.1"], "did you mean 'beta'?"),
         (["train", "--set", "top_p=2"], "top_p"),
         (["train", "--seed", "-1"], "seed = -1 is not a whole number from 0 to 4294967295"),
         (["train", "--seed", "5000000000"], "seed = 5000000000 is not a whole number"),
