@@ -43,7 +43,7 @@ from r3_repro.training.shared_prefix import ATTN_NAME, expected_saving
 from r3_repro.training.trainer import R3Trainer
 from r3_repro.utils.files import write_json
 
-TINY = "r3_repro/assets/tiny-base2"
+TINY = "r3_repro/assets/tiny-a"
 SIDES = {  # prompt and completion tokens, as shares of (task, attempt and request, reflection, template, retry)
     "trl": ((1, 0, 0, 0, 0), (0, 0, 1, 0, 1)),
     "retry_kept": ((1, 1, 0, 0, 0), (0, 0, 1, 1, 1)),

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tqdm.auto import tqdm
 
+from r3_repro.analysis.protocol import protocol_digest
 from r3_repro.reporting.plots import new_figure, save_figure
 from r3_repro.runs.identity import check_identity, ensure_identity, source_hash
 from r3_repro.runs.layout import Run, write_manifest
@@ -112,7 +113,7 @@ def _make(run: Run) -> None:
         write_json(run.dataset / "summary.json", summary)
         hashes = {"settings": digest(dataset_identity(run)["settings"]), "source": source_hash(p.source) or "unknown"}
         hashes |= {name: summary[name]["hash"] for name in splits}
-        write_manifest(run.dataset / "manifest.json", "datasets", run, seconds, hashes)
+        write_manifest(run.dataset / "manifest.json", "datasets", run, seconds, hashes, study_protocol=protocol_digest())
         bar.update()
 
 # %% ../nbs/data.ipynb #bee97726

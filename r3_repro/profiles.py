@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from r3_repro.arms import ARMS
-from r3_repro.tasks.base import RETRY_TURN, get_task
+from r3_repro.tasks.base import get_task
 from r3_repro.utils.files import user_path
 
 # %% ../nbs/profiles.ipynb #7e2d69db
@@ -71,7 +71,7 @@ class GenerationSettings(_Settings):
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the weights")
     tool_format: Literal["auto", "template", "hermes", "json"] = Field(default="auto", description="how tools are shown")
     retry_turn: str = Field(
-        default=RETRY_TURN, description="before the retry: 'question' = the original question again, or a text"
+        default="question", description="before the retry: 'question' = the original question again, or a text"
     )
     retries: int = Field(
         default=1,

@@ -188,7 +188,7 @@ class Comparison:
 
     _repr_html_ = to_html
 
-
+# %% ../../nbs/analysis/compare.ipynb #85f1faca
 def compare(
     a: Any,  # a run, a model's folder, a file or a table of episodes
     b: Any,  # likewise

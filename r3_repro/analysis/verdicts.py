@@ -125,7 +125,7 @@ def verdict_rows(
         rows.append(row | {"p": "–" if p is None else show_p(p)})
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/analysis/verdicts.ipynb #72e7e8e2
 def comparison_rows(
     found: Sequence[Decided],
 ) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from r3_repro.analysis.protocol import protocol_digest
 from r3_repro.config import Profile
 from r3_repro.runs.identity import model_hash
 from r3_repro.runs.layout import Run, model_path_for, trained_runs, write_manifest
@@ -258,7 +259,7 @@ def run_benchmarks(
             named = {"name": name, "arm": own.arm, "seed": own.seed, "suite": run.profile.forgetting_suite}
             stored = named | {"lm_eval_version": protocol["lm_eval_version"], "protocol": protocol}
             write_json(folder / f"{name}.json", stored | {"hashes": hashes, "tasks": result["tasks"]})
-            write_manifest(folder / f"{name}.manifest.json", "forgetting", own, seconds, hashes)
+            write_manifest(folder / f"{name}.manifest.json", "forgetting", own, seconds, hashes, study_protocol=protocol_digest())
         shown = ", ".join(f"{b} {t['value']:.1%}" for b, t in result["tasks"].items())
         print(f"forgetting, {name}: {shown}", flush=True)
     return list(models)

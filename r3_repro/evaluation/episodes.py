@@ -19,9 +19,9 @@ from typing import Any
 
 import pandas as pd
 
-from r3_repro.analysis.loading import one_draw, share_right, with_draw
-from r3_repro.analysis.results import rules_digest
-from r3_repro.config import Profile, model_path, with_first_names
+from r3_repro.analysis.loading import share_of_problems, with_draw
+from r3_repro.analysis.protocol import protocol_digest
+from r3_repro.config import Profile, model_path
 from r3_repro.data import dataset_hashes, load_split
 from r3_repro.engines.base import LOST, Completion, Engine, SamplingParams, complete, derive_seed
 from r3_repro.engines.factory import open_engine
@@ -196,7 +196,7 @@ def evaluation_identity(
     path: str,  # of the weights
 ) -> dict[str, str]:
     "What decides the episodes, as hashes."
-    settings = with_first_names({k: v for k, v in run.profile.model_dump(mode="json").items() if k in _EVALUATED_BY})
+    settings = {k: v for k, v in run.profile.model_dump(mode="json").items() if k in _EVALUATED_BY}
     own = {"model": model_hash(path), "task": task_hash(get_task(run.profile.task)), "protocol": digest(settings)}
     return own | dataset_hashes(run)
 
@@ -295,7 +295,7 @@ def evaluate(
         more = {
             "problems": len(problems),
             "seen_by_base": seen,
-            "verdict_rules": rules_digest(),
+            "study_protocol": protocol_digest(),
             "rules": list(get_task(run.profile.task).rules),
             "trained_on": trained_on or run.profile.task,
         }
@@ -311,10 +311,8 @@ def accuracy_by_round(
     rows = []
     for mode, e in episodes.groupby("mode", sort=False):
         right = e[tries].fillna(False).astype(bool).cummax(axis=1)
-        if not one_draw(e):
-            right = right.groupby(e.problem_id).mean()
         for k, column in enumerate(tries, 1):
-            share = share_right(right[column].to_numpy())
+            share = share_of_problems(e, right[column])
             rows.append({"mode": mode, "tries": k, "accuracy": share.estimate, "low": share.low, "high": share.high})
     return pd.DataFrame(rows)
 

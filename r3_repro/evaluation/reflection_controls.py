@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from r3_repro.analysis.loading import with_draw
+from r3_repro.analysis.protocol import protocol_digest
 from r3_repro.data import load_split
 from r3_repro.engines.base import Engine, complete, derive_seed
 from r3_repro.engines.factory import open_engine
@@ -38,7 +39,6 @@ from r3_repro.evaluation.episodes import (
 from r3_repro.profiles import CONTROLS, Profile
 from r3_repro.runs.layout import Run, model_path_for, write_manifest
 from r3_repro.tasks.base import (
-    RETRY_TURN,
     Message,
     Problem,
     Task,
@@ -68,7 +68,7 @@ def control_messages(
     attempt: str,  # the failed one, as stored
     control: str,  # one of `config.CONTROLS`
     borrowed: str | None = None,  # the other problem's reflection, for `other` alone; may be an empty text
-    retry_turn: str = RETRY_TURN,
+    retry_turn: str = "question",
 ) -> list[Message]:
     "The conversation that asks for a control's retry."
     if control not in CONTROLS or (borrowed is None) == (control == "other"):
@@ -256,7 +256,9 @@ def make_controls(
         hashes |= {"controls": file_hash(table_file)}
         have = [c for c in CONTROLS if c in (*done, *todo)]
         counts = lending_counts(failed, table, run.profile.draws)
-        write_manifest(manifest_file, "controls", run, seconds, hashes, controls=have, problems=counts)
+        write_manifest(
+            manifest_file, "controls", run, seconds, hashes, controls=have, problems=counts, study_protocol=protocol_digest()
+        )
         for folder in table_file.parent.glob(f".{table_file.stem}-*"):
             shutil.rmtree(folder)
     return table

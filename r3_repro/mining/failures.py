@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from r3_repro.analysis.protocol import protocol_digest
 from r3_repro.data import load_split
 from r3_repro.engines.base import Engine
 from r3_repro.mining.dataset_card import Origin, write_dataset
@@ -131,7 +132,16 @@ def mine(
         write_json(run.failures / "summary.json", counts)
         who = mining_identity(run)
         hashes = who | {"settings": digest(who["settings"]), "failures": file_hash(kept_file)}
-        write_manifest(run.failures / "manifest.json", "failures", run, seconds, hashes, rule=rule, drawn_now=drawn)
+        write_manifest(
+            run.failures / "manifest.json",
+            "failures",
+            run,
+            seconds,
+            hashes,
+            rule=rule,
+            drawn_now=drawn,
+            study_protocol=protocol_digest(),
+        )
     return pd.read_parquet(kept_file)
 
 # %% ../../nbs/mining/failures.ipynb #8d31cdd4

@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 
 from r3_repro.arms import ARMS
-from r3_repro.config import ADDED, with_current_names
 from r3_repro.reporting.tables import markdown_escape, to_markdown
 from r3_repro.runs.hub import upload
 from r3_repro.runs.layout import Run
@@ -59,8 +58,8 @@ def card_facts(
     manifest: dict[str, Any],  # of the training
 ) -> dict[str, str]:
     "What a reader looks for first: base, task, arm, reward, seed, settings, hashes, commit."
-    p, hashes = with_current_names(manifest["profile"]), manifest["hashes"]
-    shown = [*_SHOWN, *(n for n in ("retries",) if p[n] != ADDED[n])]
+    p, hashes = manifest["profile"], manifest["hashes"]
+    shown = [*_SHOWN, *(["retries"] if p["retries"] > 1 else [])]
     return {
         "base model": p["model"],
         "task": tasks_of(manifest),

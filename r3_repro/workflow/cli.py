@@ -221,6 +221,30 @@ def _figures(
     with exit_on_user_error():
         typer.echo("\n".join(make_all_reports(root_folder(root), profile)))
 
+# %% ../../nbs/workflow/cli.ipynb #5073ec00
+@app.command("compare")
+def _compare(
+    a: Annotated[str, typer.Argument(help="folder of a model, or a table of episodes (.parquet, .csv, .jsonl)")],
+    b: Annotated[str, typer.Argument(help="likewise")],
+    out: Annotated[str, typer.Option(help="file of the page, .html or .md [it is printed]")] = "",
+) -> None:
+    "Compare two runs, folders or tables problem by problem, with paired tests."
+    from r3_repro.analysis.compare import compare
+    from r3_repro.utils.files import atomic
+
+    with exit_on_user_error():
+        if out and not out.endswith((".html", ".md")):
+            raise SettingsError(f"--out {out}: name a file that ends in .html or .md")
+        try:
+            page = compare(user_path(a), user_path(b))
+        except ValueError as e:
+            raise SettingsError(str(e)) from None
+        if not out:
+            return typer.echo(page.to_markdown())
+        with atomic(user_path(out)) as part:
+            part.write_text(page.to_html() if out.endswith(".html") else page.to_markdown(), "utf-8")
+        typer.echo(f"{user_path(out)}: {page.title}")
+
 # %% ../../nbs/workflow/cli.ipynb #01432b14
 @run_command("card", "figures")
 def _card(run: Run, push: Push = "", public: Public = False) -> str:
@@ -354,8 +378,14 @@ def _study(
     transfer: Annotated[bool, typer.Option("--transfer", help="also evaluate what other tasks trained")] = False,
     controls: Annotated[bool, typer.Option("--controls", help="also retry failures without their own reflection")] = False,
     publish: Annotated[bool, typer.Option(help="copy what is published into results/")] = True,
+    announced: Annotated[bool, typer.Option("--announced", help="run what the protocol announces, and nothing else")] = False,
 ) -> None:
     "Run every arm and seed of a profile, then publish to results/."
+    if announced:
+        from r3_repro.workflow.announced import announced_lines, run_lines
+
+        with exit_on_user_error():
+            return _failing(lambda: run_lines(announced_lines(), root or "runs", jobs))
     from r3_repro.workflow.study import publish_study
     from r3_repro.workflow.study import run_study as run_study
 
@@ -365,6 +395,21 @@ def _study(
         _failing(lambda: run_study(run, _seeds(seeds), jobs, transfer))
         if publish:
             typer.echo(publish_study(run))
+
+# %% ../../nbs/workflow/cli.ipynb #4b289e73
+@app.command("study-line", hidden=True)
+def _study_line(
+    base: Annotated[str, typer.Option()],
+    task: Annotated[str, typer.Option()],
+    seed: Annotated[int, typer.Option()],
+    root: Annotated[str, typer.Option()],
+    arms: Annotated[str, typer.Option()] = "",
+) -> None:
+    "Run one line of the announced study: what its queue starts."
+    from r3_repro.workflow.announced import Line, run_line
+
+    with exit_on_user_error():
+        _failing(lambda: run_line(Line(base, task, seed, tuple(_words(arms))), root))
 
 # %% ../../nbs/workflow/cli.ipynb #1253df5a
 @app.command("chapter", hidden=True)
@@ -425,22 +470,27 @@ def _submit(
 # %% ../../nbs/workflow/cli.ipynb #514addf4
 @app.command("tiny-world")
 def _tiny_world(
-    out: Annotated[str, typer.Option(help="folder of the model [that of the shipped base]")] = "",
-    split: Annotated[str, typer.Option(help="problems on which its behaviour is measured: train or test")] = "test",
+    name: Annotated[
+        str, typer.Argument(help="of the base: tiny-a, tiny-b, or one of the ladder or the ability sweep")
+    ] = "tiny-a",
+    out: Annotated[str, typer.Option(help="folder of the model [its place in this repository]")] = "",
+    split: Annotated[str, typer.Option(help="problems on which its behaviour is measured: train or test")] = "train",
     recipe: Annotated[
         list[str] | None, typer.Option("--recipe", metavar="KEY=VALUE", help="another value for the recipe")
     ] = None,
 ) -> None:
-    "Build the embedded tiny base model again (about half an hour on one core)."
-    from r3_repro.workflow.tiny_world import Recipe, build_and_measure
+    "Build a tiny base model again and measure it (about half an hour on one core)."
+    from r3_repro.workflow.tiny_world import RECIPES, Recipe, base_folder, build_and_measure
 
-    known, changed = {f.name: f.type for f in fields(Recipe)}, dict(_assignment(text) for text in recipe or [])
-    if unknown := [k for k in changed if k not in known]:
-        raise typer.BadParameter(f"the recipe has no {unknown[0]!r}, only {', '.join(known)}")
+    if name not in RECIPES:
+        raise typer.BadParameter(f"there is no base {name!r}, only {', '.join(RECIPES)}")
+    changed = dict(_assignment(text) for text in recipe or [])
+    if unknown := [k for k in changed if k not in {f.name for f in fields(Recipe)}]:
+        raise typer.BadParameter(f"the recipe has no {unknown[0]!r}, only {', '.join(f.name for f in fields(Recipe))}")
     with exit_on_user_error():
         try:
-            made = Recipe(**{k: type(getattr(Recipe(), k))(v) for k, v in changed.items()})
+            made = replace(RECIPES[name], **{k: type(getattr(RECIPES[name], k))(v) for k, v in changed.items()})
         except ValueError as e:
             raise SettingsError(f"--recipe {' '.join(recipe or [])}: {e}") from e
-        folder = user_path(out) if out else find_home() / "r3_repro/assets/tiny-base2"
+        folder = user_path(out) if out else base_folder(name)
         typer.echo(json.dumps(build_and_measure(folder, made, split), indent=1, default=float))

@@ -33,7 +33,7 @@ from r3_repro.tasks.thoughts import THOUGHT
 from r3_repro.tasks.tool_prompts import DATE, own_call, reads_own_call, shown, tool_format
 from r3_repro.utils.errors import SettingsError
 
-TINY = str(REPOSITORY / "r3_repro/assets/tiny-base2")
+TINY = str(REPOSITORY / "r3_repro/assets/tiny-a")
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 CONTROL = {
     "own": ["<|user|>", "<|end|>", "<|assistant|>"],

@@ -18,7 +18,7 @@ from r3_repro.runs.hub import hub_commit
 from r3_repro.runs.identity import identity_diff, model_hash
 from r3_repro.utils.errors import SettingsError
 
-TINY = str(REPOSITORY / "r3_repro/assets/tiny-base2")
+TINY = str(REPOSITORY / "r3_repro/assets/tiny-a")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

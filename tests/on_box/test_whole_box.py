@@ -34,7 +34,7 @@ SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "nu
 
 def test_a_box_is_lost_while_it_trains(tmp_path: Path) -> None:
     "The tiny model: killed once its failures are in the bucket; another box, with an empty disk, does the rest."
-    model, shared = "smoke/countdown/tiny-base2", tmp_path / "bucket"
+    model, shared = "smoke/countdown/tiny-a", tmp_path / "bucket"
     (quick := tmp_path / "no-doctor").write_text('#!/bin/bash\n[[ $3 == doctor ]] || exec "$REAL" "$@"\n', "utf-8")
     quick.chmod(0o755)
     lost = start_box(tmp_path, PYTHON=str(quick), R3_BACK_EVERY="0.2")

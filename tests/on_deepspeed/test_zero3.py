@@ -12,7 +12,7 @@ import test_two_processes as two
 
 from r3_repro.runs.layout import Run
 
-KEPT = ("smoke/countdown/dataset", "smoke/countdown/tiny-base2/failures")
+KEPT = ("smoke/countdown/dataset", "smoke/countdown/tiny-a/failures")
 
 
 def sharded(root: Path, name: str, **more: bool) -> Run:

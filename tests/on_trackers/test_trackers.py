@@ -37,7 +37,7 @@ def test_trackio_shows_one_run_with_every_number(root: Path, monkeypatch: pytest
     run = trained(root, "trackio", 0, monkeypatch)
     with sqlite3.connect(root / "trackio" / "r3_repro.db") as db:
         rows = db.execute("select run_name, metrics from metrics").fetchall()
-    assert {name for name, _ in rows} == {f"countdown tiny-base2 r3-seed0 {(run.training / 'curves_id').read_text('utf-8')}"}
+    assert {name for name, _ in rows} == {f"countdown tiny-a r3-seed0 {(run.training / 'curves_id').read_text('utf-8')}"}
     steps = [m for _, text in rows if "train/r3/retry_success" in (m := json.loads(text))]
     log = pd.read_json(run.training / "log.jsonl", lines=True)
     drawn = {m["train/global_step"]: m for m in steps}  # steps that were done again after the kill are there again
@@ -57,5 +57,5 @@ def test_wandb_keeps_one_run_in_the_training_folder(root: Path, monkeypatch: pyt
     parts = sorted((run.training / "wandb").glob("offline-run-*/*.wandb"))
     assert len(parts) == 2 and {part.name for part in parts} == {f"run-{name}.wandb"}
     said = parts[-1].read_bytes()  # the one that was killed may hold nothing yet
-    assert b"r3_repro" in said and f"countdown tiny-base2 r3-seed1 {name}".encode() in said
+    assert b"r3_repro" in said and f"countdown tiny-a r3-seed1 {name}".encode() in said
     assert b"train/r3/retry_success" in said and b"train/kl" in said

@@ -1,7 +1,6 @@
 """What a model is asked: the same words fresh and stored, the question before a retry, no chain of thought in `paper`."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,12 @@ import pytest
 import trl
 from support import DATA
 
-from r3_repro.config import ADDED, RENAMED, load_profile, with_first_names
-from r3_repro.data import as_rows, dataset_identity, load_split, split_hash
+from r3_repro.config import load_profile
+from r3_repro.data import as_rows, load_split, split_hash
 from r3_repro.engines.chat import load_tokenizer, render
-from r3_repro.evaluation.episodes import evaluation_identity
 from r3_repro.evaluation.reflection_controls import control_messages
 from r3_repro.planning.fit import episode_frame
 from r3_repro.planning.memory import lengths_of, longest, longest_with_retry
-from r3_repro.runs.identity import identity_diff
 from r3_repro.runs.layout import open_run
 from r3_repro.tasks.base import (
     BUILT_IN,
@@ -43,7 +40,7 @@ ROWS += ["xlam/hammer_toolalpaca_xlam_schema.jsonl", "bfcl/bfcl_xlam_schema.json
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return load_tokenizer(str(REPOSITORY / "r3_repro/assets/tiny-base2"))
+    return load_tokenizer(str(REPOSITORY / "r3_repro/assets/tiny-a"))
 
 
 @pytest.fixture(params=FAMILIES)
@@ -138,7 +135,7 @@ def test_the_original_question_is_put_again(task: str, family: Any) -> None:
 def test_a_text_is_put_as_it_is() -> None:
     asked = [user("2 + 2?")]
     assert retry_messages(asked, "Hm.", "Once more.")[-1] == user("Once more.")
-    assert retry_messages(asked, "Hm.")[-1] == user("Now try again."), "what the tiny world's model was taught"
+    assert retry_messages(asked, "Hm.", "Now try again.")[-1] == user("Now try again.")
 
 
 def test_lengths_count_the_question(tokenizer: Any) -> None:
@@ -171,37 +168,6 @@ def test_the_first_attempt_of_the_published_set_up_is_asked_for_without_a_chain_
 
 def test_the_tiny_world_is_asked_as_its_model_was_taught() -> None:
     p = load_profile("tiny")
-    assert (p.retry_turn, p.temperature, p.options["chain_of_thought"]) == ("Now try again.", 1.0, True)
+    assert (p.retry_turn, p.temperature, p.options["chain_of_thought"]) == ("question", 1.0, True)
     asked = get_task("countdown").prompt(get_task("countdown").problems("test", p.data_options)[0])
     assert "You may think first. End with the expression in answer tags" in asked
-
-
-# ── Settings that came later ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_setting_that_came_later_keeps_the_identity_of_stored_runs() -> None:
-    now = {"settings": {"retry_turn": "Now try again.", "top_k": 0, "beta": 0.001}}
-    assert not identity_diff({"settings": {"retry_request": "Now try again.", "kl": 0.001}}, now)
-    assert identity_diff({"settings": {"retry_request": "Again.", "kl": 0.001}}, now) == [
-        "retry_turn (was Again., is Now try again.)"
-    ]
-    changed = {"settings": now["settings"] | {"top_k": 50}}
-    assert identity_diff({"settings": {"retry_request": "Now try again.", "kl": 0.001}}, changed) == ["top_k (was 0, is 50)"]
-    known = dataset_identity(open_run("smoke"))
-    assert "chain_of_thought" in known["settings"]
-    older = {k: v for k, v in known["settings"].items() if k != "chain_of_thought"}
-    assert not identity_diff({"settings": older}, {"settings": known["settings"]})
-
-
-@pytest.mark.parametrize("task", BUILT_IN)
-def test_digests_of_settings_are_those_of_the_stored_study(task: str, tmp_path: Path) -> None:
-    study = REPOSITORY / "results/studies/tiny" / task
-    shutil.copytree(study / "dataset", tmp_path / "tiny" / task / "dataset")
-    run = open_run("tiny", task=task, arm="vanilla", root=str(tmp_path))
-    known = json.loads((study / run.profile.model_name / "episodes/vanilla.manifest.json").read_text("utf-8"))["hashes"]
-    own = evaluation_identity(run, str(REPOSITORY / "r3_repro/assets/tiny-base2"))
-    assert own.items() <= known.items()
-
-
-def test_a_later_setting_is_no_renamed_one() -> None:
-    assert not set(ADDED) & set(RENAMED) and with_first_names(ADDED) == {}

@@ -19,7 +19,7 @@ from r3_repro.training.model_setup import reference_loading
 from r3_repro.training.shared_prefix import prefix_parts
 from r3_repro.training.train import build_trainer
 
-BASE = str(find_home() / "r3_repro/assets/tiny-base2")
+BASE = str(find_home() / "r3_repro/assets/tiny-a")
 
 
 @pytest.fixture

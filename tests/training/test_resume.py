@@ -36,7 +36,7 @@ MINING = ["train_size=96", "generation_batch=8", "flush_rows=8", "attempts_per_p
 MINING = [word for setting in MINING for word in ("--set", setting)]
 STEPS = 12
 TRAINING = ["--set", f"max_steps={STEPS}", "--set", "save_steps=2"]
-TRAINED = "smoke/countdown/tiny-base2/training/r3-seed0"
+TRAINED = "smoke/countdown/tiny-a/training/r3-seed0"
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,7 @@ def test_mining_killed_six_times_draws_the_same_attempts(warm, tmp_path):
     check_moments(cut)
     stored = []
     for root in ("plain", "cut"):
-        folder = tmp_path / root / "smoke/countdown/tiny-base2/failures"
+        folder = tmp_path / root / "smoke/countdown/tiny-a/failures"
         attempts = relation(folder / "attempts").order("place, sample").df()
         assert len(attempts) == 96 * 3 and not attempts.duplicated(["problem_id", "sample"]).any()
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))

@@ -1,6 +1,5 @@
 """Several rounds of reflection and retry in one conversation: what is generated, trained, paid, logged and refused."""
 
-import json
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -8,19 +7,18 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from r3_repro.config import ADDED, find_home, load_profile, with_current_names, with_first_names
+from r3_repro.config import find_home, load_profile
 from r3_repro.engines.chat import load_tokenizer
 from r3_repro.engines.hf import load_model
 from r3_repro.planning.memory import LENGTHS, activation_parts, later_rounds, longest_with_retry
 from r3_repro.planning.models import shape_of
-from r3_repro.runs.identity import identity_diff
 from r3_repro.runs.layout import open_run
 from r3_repro.training.grpo_config import arm_of, grpo_config
 from r3_repro.training.r3_config import R3Config
 from r3_repro.training.trainer import R3Trainer
 from r3_repro.utils.errors import SettingsError
 
-BASE = str(find_home() / "r3_repro/assets/tiny-base2")
+BASE = str(find_home() / "r3_repro/assets/tiny-a")
 REQUEST = "What went wrong?"
 ROWS = [{"prompt": f"Make {k} from 1 and {k - 1}.", "attempt": "1"} for k in (3, 5)]
 
@@ -191,13 +189,3 @@ def test_the_plan_counts_all_rounds() -> None:
     assert later_rounds(one, tok) == 0 and later_rounds(two, tok) > two.max_reflection_tokens + two.max_answer_tokens
     assert longest_with_retry(two, tok) - longest_with_retry(one, tok) == later_rounds(two, tok)
     assert activation_parts(two, shape, tok)[0].bytes > 1.5 * activation_parts(one, shape, tok)[0].bytes
-
-
-@pytest.mark.parametrize("name", ["retries", "mixture", "vllm_tensor_parallel_size", "draws"])
-def test_runs_made_before_a_setting_existed_are_the_same_runs(name: str) -> None:
-    now = json.loads(load_profile("smoke").model_dump_json())
-    stored = {k: v for k, v in now.items() if k != name}
-    assert name in ADDED and identity_diff({"settings": stored}, {"settings": now}) == []
-    assert with_first_names(now) == with_first_names(stored) and with_current_names(stored)[name] == now[name]
-    other = {"retries": 2, "mixture": ["countdown", "function_calling"], "vllm_tensor_parallel_size": 2, "draws": 4}[name]
-    assert identity_diff({"settings": stored}, {"settings": now | {name: other}}) != []

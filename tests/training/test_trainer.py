@@ -18,7 +18,7 @@ from r3_repro.training.r3_config import R3Config
 from r3_repro.training.shared_prefix import unsupported_reason
 from r3_repro.training.trainer import R3Trainer
 
-BASE = str(find_home() / "r3_repro/assets/tiny-base2")
+BASE = str(find_home() / "r3_repro/assets/tiny-a")
 
 
 def short(completions: list, **_: Any) -> list[float]:

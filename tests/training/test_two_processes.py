@@ -150,7 +150,7 @@ def root(warm: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path
     plans += [{"argv": words(coins(root, 1)), "out": str(root / "one-coins")}]
     drive(one(root, "whole"), plans, root / "plan-one.json", warm)
     for name in ("two", "coarse", "sharded", "unshared", "end"):
-        for kept in ("smoke/countdown/dataset", "smoke/countdown/tiny-base2/failures"):
+        for kept in ("smoke/countdown/dataset", "smoke/countdown/tiny-a/failures"):
             shutil.copytree(root / "one" / kept, root / name / kept)
     return root
 

@@ -41,7 +41,7 @@ def test_the_example_task_goes_through_every_stage(tmp_path: Path, monkeypatch: 
     for arm in ("vanilla", "r3"):
         assert len(evaluate(replace(run, arm=arm))) == run.profile.test_size * len(run.profile.modes)
     make_reports(run.model_dir)
-    assert run.model_dir == tmp_path / "smoke" / "sorting.TASK" / "tiny-base2"
+    assert run.model_dir == tmp_path / "smoke" / "sorting.TASK" / "tiny-a"
     assert "task sorting" in (run.model_dir / "tables/verdicts.md").read_text("utf-8")
 
 
@@ -50,7 +50,7 @@ def test_a_notebook_and_its_stage_take_relative_paths(tmp_path: Path) -> None:
     (tmp_path / "sorting.py").write_text(own_task(), "utf-8")
     rows = [{"target": 2 * a + b, "nums": [a, 2, b]} for a in range(1, 12) for b in range(1, 11)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    shutil.copytree(REPOSITORY / "r3_repro/assets/tiny-base2", tmp_path / "models" / "own")
+    shutil.copytree(REPOSITORY / "r3_repro/assets/tiny-a", tmp_path / "models" / "own")
     own = "[mine]\nbased_on = smoke\nmodel = models/own\n[mine.countdown]\nsource = rows.jsonl\ntrain_size = 40\ntest_size = 8\n"
     own += "sizes = 3\nlow = 1\nhigh = 100\ntarget_low = 1\ntarget_high = 200\n"
     (tmp_path / "own.ini").write_text(own, "utf-8")

@@ -77,7 +77,7 @@ def reproduced(elsewhere: Path, programs: Path, tmp_path_factory: pytest.TempPat
     lines = re.split(r"[\r\n]", done.stderr)
     together = [line for line in lines if all(f"train {arm}-seed0" in line for arm in ARMS)]
     assert together, "the progress of both trainings did not reach the terminal in one line"
-    return elsewhere / "runs" / "smoke" / "countdown" / "tiny-base2"
+    return elsewhere / "runs" / "smoke" / "countdown" / "tiny-a"
 
 
 def stamps(folder: Path) -> dict[str, int]:

@@ -86,7 +86,7 @@ def test_chapters_are_submitted_in_order_and_wait_for_each_other(notes: Path, tm
     assert [[w for w in c if w.startswith("--array")] for c in calls] == [[], [], ["--array=0-2"], [], [], [], []]
     assert all("--parsable" in c and "--partition=short" in c and f"--chdir={Path.cwd()}" in c for c in calls)
     assert not any("gpus" in word for c in calls for word in c), "smoke is for processors"
-    folder = tmp_path / "runs/smoke/countdown/tiny-base2/slurm"
+    folder = tmp_path / "runs/smoke/countdown/tiny-a/slurm"
     assert folder.is_dir(), "Slurm fails a job whose log has no folder"
     assert all(f"--output={folder}/%x-%{'A_%a' if 'train' in ' '.join(c) else 'j'}.log" in c for c in calls)
 
@@ -107,7 +107,7 @@ def test_relative_paths_of_a_job_begin_where_it_was_submitted(notes: Path, tmp_p
     "Run tree, settings, source and model, with the wrapper script too, which is in another folder."
     (tmp_path / "own.ini").write_text("[mine]\nbased_on = smoke\nsource = rows.jsonl\n", "utf-8")
     (tmp_path / "rows.jsonl").write_text('{"target": 7, "nums": [3, 4, 5]}\n', "utf-8")
-    shutil.copytree(find_home() / "r3_repro/assets/tiny-base2", tmp_path / "models" / "own")
+    shutil.copytree(find_home() / "r3_repro/assets/tiny-a", tmp_path / "models" / "own")
     env = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(find_home()), "R3_SETTINGS": "own.ini"}
     args = ["--profile", "mine", "--model", "models/own", "--root", "tree"]
     done = subprocess.run(
