@@ -18,12 +18,14 @@ from typing import Any
 import pandas as pd
 import torch
 
-from r3_repro.analysis.contrasts import contrast
-from r3_repro.analysis.protocol import base_of, first_try, two_tries
+from r3_repro.analysis.contrasts import contrast, power
+from r3_repro.analysis.protocol import ANNOUNCED, OWN_QUESTIONS, QUESTIONS, Base, base_of, compare_bases, first_try, two_tries
 from r3_repro.data import load_split, prepare
 from r3_repro.engines.factory import open_engine
 from r3_repro.evaluation.episodes import as_table, run_episodes
+from r3_repro.evaluation.reflection_controls import retry_again
 from r3_repro.mining.failures import mine
+from r3_repro.profiles import CONTROLS
 from r3_repro.reporting.tables import save_table
 from r3_repro.runs.layout import Run, model_path_for, open_run, provenance
 from r3_repro.tasks.base import get_task
@@ -62,22 +64,64 @@ def episodes(a: argparse.Namespace, run: Run) -> pd.DataFrame:
     return pd.read_parquet(file)
 
 
-def rows_of(a: argparse.Namespace, task: str, rate: float, beta: float) -> list[dict[str, float | str]]:
+def controls(a: argparse.Namespace, run: Run) -> pd.DataFrame:
+    "The retries of a run without its own reflection, stored likewise."
+    folder = a.root / "mined" / run.profile.task if run.arm == "vanilla" else run.training
+    if not (file := folder / f"pilot-{run.arm}-controls.parquet").is_file():
+        failed = episodes(a, run).query("not attempt_ok").reset_index(drop=True)
+        engine = open_engine(run.profile, model_path_for(run))
+        parts = [retry_again(engine, get_task(run.profile.task), failed, run.profile, "sampled", c) for c in CONTROLS]
+        write_parquet(file, pd.concat(parts, ignore_index=True))
+        engine.close()
+    return pd.read_parquet(file)
+
+
+def pilot_base(a: argparse.Namespace, run: Run) -> Base:
+    "What was trained with the settings of a run, and vanilla."
+    runs = [replace(run, arm="vanilla"), *(replace(run, arm=arm, seed=s) for arm in ARMS for s in a.seeds)]
+    for one in runs[1:]:
+        train(one)
+    retried = [controls(a, one) for one in runs if one.arm in ANNOUNCED.controlled]
+    return base_of(run.profile.task, pd.concat([episodes(a, one) for one in runs]), pd.concat(retried))
+
+
+def rows_of(a: argparse.Namespace, run: Run) -> list[dict[str, float | str]]:
     "One row an arm and seed: what training logged, tries after it minus tries before."
-    run, rows = pilot_run(a, task, rate, beta), []
-    before = episodes(a, replace(run, arm="vanilla"))
+    whole, rows = pilot_base(a, run), []
     for arm, seed in itertools.product(ARMS, a.seeds):
-        train(one := replace(run, arm=arm, seed=seed))
-        base = base_of(task, pd.concat([before, episodes(a, one)]))
+        one, e = replace(run, arm=arm, seed=seed), whole.episodes
+        base = base_of(run.profile.task, e[(e.arm == "vanilla") | (e.arm == arm) & (e.seed == seed)])
         log, manifest = read_log(one.training / "log.jsonl"), json.loads((one.training / "manifest.json").read_text("utf-8"))
-        row: dict[str, float | str] = {"task": task, "learning_rate": rate, "beta": beta, "arm": arm, "seed": seed}
-        row |= {f"{k} at the end": float(log[k].tail(10).mean()) for k in SHOWN if k in log}
+        row: dict[str, float | str] = {
+            "task": run.profile.task,
+            "learning_rate": run.profile.learning_rate,
+            "beta": run.profile.beta,
+        }
+        row |= {"arm": arm, "seed": seed} | {f"{k} at the end": float(log[k].tail(10).mean()) for k in SHOWN if k in log}
         for name, of in (("first try", first_try), ("two tries", two_tries)):
-            c = contrast(of(base, arm), of(base, "vanilla"))
-            row |= {f"{name} before": float(of(base, "vanilla").by_seed[0]), f"{name} gain": c.estimate}
-            row |= {f"{name} problem variance": c.between_problems * c.problems}
+            before = of(base, "vanilla")
+            row |= {f"{name} before": float(before.by_seed[0]), f"{name} gain": contrast(of(base, arm), before).estimate}
         rows.append(row | {"minutes": manifest["seconds"]["train"] / 60})
-        print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+    return rows
+
+
+def power_rows(a: argparse.Namespace, run: Run) -> list[dict[str, float | str]]:
+    "Every comparison that the pilot can make, and how likely the study is to support it for a true difference of some size."
+    base, rows, p = pilot_base(a, run), [], ANNOUNCED
+    for q in (*QUESTIONS, *OWN_QUESTIONS):
+        for name, c in compare_bases(q, run.profile.task, [base]).contrasts.items():
+            seeds, problems = c.between_seeds * len(a.seeds), c.between_problems * c.problems
+            unit, n = 1.0 if q.spread > 1 else 0.01, p.seeds["r3"] * len(p.bases)
+            row: dict[str, float | str] = {
+                "task": run.profile.task,
+                "claim": q.claim,
+                "against": name,
+                "in the pilot": c.estimate / unit,
+            }
+            row |= {"sd between seeds": seeds**0.5 / unit, "sd between problems": problems**0.5 / unit}
+            for effect in (1.0, 2.0, 5.0):
+                row[f"power at {effect:g}"] = power(effect * unit, seeds, problems, n, p.problems, p.alpha)
+            rows.append(row)
     return rows
 
 
@@ -87,18 +131,27 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     parser.add_argument("--rates", nargs="+", type=float, required=True, help="learning rates")
     parser.add_argument("--betas", nargs="+", type=float, required=True, help="weights of the KL term")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[100], help="of training (default: 100, none that a study has)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[100], help="of training (default: 100, of no study)")
     parser.add_argument("--problems", type=int, default=500, help="training problems put aside (default: 500)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings")
     parser.add_argument("--root", type=Path, default=Path("runs/pilot"), help="folder of the runs (default: runs/pilot)")
     parser.add_argument("--out", type=Path, help="folder for the table")
     a = parser.parse_args()
     torch.set_num_threads(1)
-    table = pd.DataFrame([r for t, lr, beta in itertools.product(a.tasks, a.rates, a.betas) for r in rows_of(a, t, lr, beta)])
-    print(table.round(4).to_string(index=False))
+    runs = [pilot_run(a, *settings) for settings in itertools.product(a.tasks, a.rates, a.betas)]
+    tables = {"pilot": pd.DataFrame([row for run in runs for row in rows_of(a, run)])}
+    if len(a.seeds) > 1:
+        tables["power"] = pd.DataFrame([row for run in runs for row in power_rows(a, run)])
+    captions = {
+        "pilot": f"Trained on training problems, compared on {a.problems} others of the same split: {a.model}.",
+        "power": "Probability that a comparison is supported at one-sided 2.5%, before Holm, for a true difference in points "
+        "(C7, length: tokens); variances of the pilot, seeds and problems of the protocol.",
+    }
+    for name, table in tables.items():
+        print(table.round(4).to_string(index=False))
+        if a.out:
+            save_table(table.round(3), a.out, name, captions[name], table)
     if a.out:
-        caption = f"Trained on training problems, compared on {a.problems} others of the same split: {a.model}."
-        save_table(table.round(4), a.out, "pilot", caption, table)
         write_json(a.out / "pilot.manifest.json", provenance() | {"arguments": {k: str(v) for k, v in vars(a).items()}})
 
 

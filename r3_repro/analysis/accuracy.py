@@ -16,35 +16,46 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from r3_repro.analysis.loading import arms_of, has_episodes, load_episodes, modes_of, outcomes, rejudge, same_verdicts
+from r3_repro.analysis.loading import (
+    arms_of,
+    has_episodes,
+    load_episodes,
+    modes_of,
+    one_draw,
+    outcomes,
+    rejudge,
+    same_verdicts,
+    share_of_problems,
+    share_right,
+)
 from r3_repro.analysis.paper import PAPER_NAMES, load_paper_table
 from r3_repro.analysis.reflections import cells, pick
 from r3_repro.reporting.plots import arm_order, arm_style, legend_below, new_figure
 from r3_repro.reporting.tables import save_table, show_interval, show_points
 from r3_repro.tasks.base import Task
-from r3_repro.utils.stats import crossed_interval, over_seeds, wilson
+from r3_repro.utils.stats import crossed_interval, over_seeds
 
 
 # %% ../../nbs/analysis/accuracy.ipynb #8cdb312f
 def accuracy(
     episodes: pd.DataFrame,  # from `load_episodes`
 ) -> pd.DataFrame:
-    "Compute the accuracy of the first try and of two tries for each arm, mode and seed, with Wilson intervals."
+    "Compute the accuracy of the first try and of two tries for each arm, mode and seed, with the intervals of `share_right`."
     rows = []
     for arm in arm_order(set(episodes.arm.unique())):
         for mode in modes_of(episodes):
             for column in ("first", "two"):
                 for seed, right in outcomes(episodes, arm, mode, column).iterrows():
-                    k, n = int(right.sum()), len(right)
-                    row = {"arm": arm, "mode": mode, "seed": int(seed), "column": column, "right": k, "problems": n}
-                    rows.append(row | wilson(k, n)._asdict())
+                    yes = right.to_numpy()  # the sum: problems, or problems' shares of draws
+                    row = {"arm": arm, "mode": mode, "seed": int(seed), "column": column, "right": yes.sum()}
+                    rows.append(row | {"problems": len(yes)} | share_right(yes)._asdict())
     return pd.DataFrame(rows)
 
 # %% ../../nbs/analysis/accuracy.ipynb #1e325232
 def means_over_seeds(
     episodes: pd.DataFrame,  # from `load_episodes`
 ) -> pd.DataFrame:
-    "Average accuracy over the seeds of an arm, with an interval over seeds and problems (Wilson's with one seed)."
+    "Average accuracy over the seeds of an arm, with an interval over seeds and problems (that of `accuracy` with one seed)."
     rows = []
     table = accuracy(episodes)
     for (arm, mode, column), t in table.groupby(["arm", "mode", "column"], sort=False):
@@ -225,16 +236,14 @@ def error_shares(
     rows = []
     for mode, arm, seed in cells(episodes):
         e = pick(episodes, mode, arm, seed)
-        failed = {
-            "first": e.attempt_error[~e.attempt_ok],
-            "two": e.retry_error[~e.attempt_ok & ~e.retry_ok.fillna(True)],
-        }
-        for column, of in failed.items():
+        failed = {"first": ("attempt_error", ~e.attempt_ok), "two": ("retry_error", ~e.attempt_ok & ~e.retry_ok.fillna(True))}
+        for column, (error, of) in failed.items():
             for name in names:
-                k = int((of == name).sum())
-                row = {"column": column, "mode": mode, "arm": arm, "seed": seed, "error": name, "count": k}
-                row |= {f"of_problems{x}": v for x, v in zip(["", "_low", "_high"], wilson(k, len(e)), strict=True)}
-                rows.append(row | {"of_failures": k / len(of) if len(of) else math.nan})
+                hit = of.astype(bool) & (e[error] == name).fillna(False).astype(bool)
+                row = {"column": column, "mode": mode, "arm": arm, "seed": seed, "error": name}
+                row["count"] = int(hit.sum()) if one_draw(e) else hit.sum() / e.draw.nunique()
+                row |= {f"of_problems{x}": v for x, v in zip(["", "_low", "_high"], share_of_problems(e, hit), strict=True)}
+                rows.append(row | {"of_failures": hit.sum() / of.sum() if of.any() else math.nan})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/analysis/accuracy.ipynb #849f26dc
@@ -243,7 +252,7 @@ def readable_errors(
 ) -> pd.DataFrame:
     "Format error types in percent of all problems with intervals, and of the failures."
     out = table[["column", "mode", "arm", "seed", "error", "count"]].copy()
-    out["column"] = out.column.map({"first": "1st try", "two": "two tries"})
+    out["column"], out["count"] = out.column.map({"first": "1st try", "two": "two tries"}), out["count"].round().astype(int)
     three = table[["of_problems", "of_problems_low", "of_problems_high"]].to_numpy()
     of = ["–" if math.isnan(x) else show_points(x) for x in table.of_failures]
     return out.assign(**{"% of problems": [show_interval(*x) for x in three], "% of failures": of})

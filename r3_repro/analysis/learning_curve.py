@@ -6,13 +6,14 @@
 __all__ = ['check_curves', 'load_curves', 'generated_tokens', 'curve_points', 'curve_table', 'readable_curve', 'curve_caption',
            'band_note', 'plot_curve', 'make_learning_curve']
 
-# %% ../../nbs/analysis/learning_curve.ipynb #9fe26d4b
+# %% ../../nbs/analysis/learning_curve.ipynb #b82afb0f
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from r3_repro.analysis.accuracy import require_verdicts
 from r3_repro.analysis.contrasts import contrast, side
@@ -101,18 +102,24 @@ def curve_table(
             if trained and (lost := [k for k in keys if k not in tokens.index]):
                 raise ValueError("the log of {}, seed {}, has no step {}, of which there is a learning curve".format(*lost[0]))
             row = {"arm": arm, "step": round(np.mean([*at.values()])), "tokens": tokens[keys].mean() if trained else 0.0}
-            row |= {"seeds": len(at), "interval": "seeds and problems" if trained and len(at) > 1 else "problems"}
+            row |= {
+                "least_step": min(at.values()),
+                "most_step": max(at.values()),
+                "seeds": len(at),
+                "interval": "seeds and problems" if trained and len(at) > 1 else "problems",
+            }
             for name, table in solved.items():
                 row |= {f"{name}{end}": x for end, x in _accuracy(table.loc[keys].to_numpy(), trained).items()}
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/analysis/learning_curve.ipynb #c86ed18a
+# %% ../../nbs/analysis/learning_curve.ipynb #1c84f3ce
 def readable_curve(
     table: pd.DataFrame,  # from `curve_table`
 ) -> pd.DataFrame:
     "Format the table: percent with intervals, and over what they are."
-    out = table[["arm", "step"]].assign(**{"generated tokens": [f"{x:,.0f}" for x in table.tokens], "seeds": table.seeds})
+    steps = [f"{a} to {b}" if a < b else str(a) for a, b in zip(table.least_step, table.most_step, strict=True)]
+    out = table[["arm"]].assign(step=steps, **{"generated tokens": [f"{x:,.0f}" for x in table.tokens]}, seeds=table.seeds)
     for name, title in (("first", "1st try %"), ("two", "two tries %")):
         out[title] = [show_interval(*x) for x in table[[name, f"{name}_low", f"{name}_high"]].to_numpy(dtype=float)]
     return out.assign(**{"interval over": table.interval})
@@ -123,13 +130,11 @@ def curve_caption(
     left_out: Sequence[str] = (),  # names of trained runs without a curve
 ) -> str:
     "Say what the table has, in sentences for its caption."
-    ends = curves.groupby(["arm", "seed"]).step.max().groupby("arm").agg(["min", "max"])
-    apart = [f"{arm} {low} to {high}" for arm, (low, high) in ends.iterrows() if low < high]
     parts = [
         f"Accuracy on {curves.problem_id.nunique():,} held-out problems in the course of training, {curves['mode'].iloc[0]}, one "
         "draw a problem: means over seeds with 95% t intervals",
         "Step 0 is the model before training. Tokens are those sampled in training up to the step, mean over seeds",
-        f"Last rows: the last step of each seed ({', '.join(apart)})" if apart else "",
+        "The last row of an arm has the last step of each seed",
         f"Without a learning curve: {', '.join(left_out)}" if left_out else "",
     ]
     return ". ".join(filter(None, parts)) + "."
@@ -165,6 +170,7 @@ def plot_curve(
         ax.plot(at, 100 * t.two, color=s.color, linestyle=s.line, linewidth=1.9, marker=s.marker, markersize=5,
                 markeredgecolor="black", markeredgewidth=0.5, label=s.label)  # fmt: skip
     ax.set(xlabel=word, ylabel="right with two tries (%)")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     handles, labels = ax.get_legend_handles_labels()
     legend_below(fig, handles, labels, f"{about}\n{band_note(table)}".strip())
     return fig

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TEXT_COLUMNS', 'NUMBER_COLUMNS', 'KEY', 'LATER_RULES', 'LOG_NAMES', 'RUN_NAME', 'with_draw', 'typed_episodes',
            'check_episodes', 'load_episodes', 'has_episodes', 'arms_of', 'modes_of', 'one_draw', 'share_right',
-           'draws_note', 'outcomes', 'task_of', 'rejudge', 'same_verdicts', 'load_transfer', 'recorded_rules',
-           'reported_rules', 'load_training']
+           'share_of_problems', 'draws_note', 'outcomes', 'task_of', 'rejudge', 'same_verdicts', 'load_transfer',
+           'recorded_rules', 'reported_rules', 'load_training']
 
 # %% ../../nbs/analysis/loading.ipynb #c3bd4884
 import contextlib
@@ -155,6 +155,15 @@ def share_right(
     estimate, low, high = contrast(side(right[None], trained=False)).interval()
     return Interval(estimate, max(low, 0.0), min(high, 1.0))
 
+
+def share_of_problems(
+    episodes: pd.DataFrame,  # of one mode, arm and seed
+    yes: pd.Series,  # boolean, one an episode
+) -> Interval:
+    "Share of problems for which something holds, draws averaged, with the interval of `share_right`."
+    right = yes if one_draw(episodes) else yes.astype(float).groupby(episodes.problem_id).mean()
+    return share_right(right.to_numpy())
+
 # %% ../../nbs/analysis/loading.ipynb #827383b3
 def draws_note(
     episodes: pd.DataFrame,  # from `load_episodes`
@@ -162,8 +171,7 @@ def draws_note(
     "What a caption says of several draws; empty where each problem has one."
     if one_draw(episodes):
         return ""
-    n = episodes.draw.max() + 1
-    return f"Mode sampled: means over {n} draws a problem, t intervals over problems; paired differences: the first draw."
+    return f"Mode sampled: means over {episodes.draw.max() + 1} draws a problem, with t intervals over problems."
 
 # %% ../../nbs/analysis/loading.ipynb #a495b247
 def outcomes(

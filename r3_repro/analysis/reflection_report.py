@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from r3_repro.analysis.loading import arms_of, load_episodes, modes_of, task_of
+from r3_repro.analysis.loading import arms_of, draws_note, load_episodes, modes_of, task_of
 from r3_repro.analysis.reflections import (
     lengths,
     pick,
@@ -43,7 +43,7 @@ def reflection_examples(
     each: int = 2,  # examples of each outcome
 ) -> pd.DataFrame:
     "Choose failed problems on which vanilla and a trained model reflected, and count how many have each outcome."
-    mode = mode or modes_of(e)[0]
+    mode, e = mode or modes_of(e)[0], e[e.draw == 0]
     of_arm = pick(e, mode, arm)
     seed = int(of_arm.seed.min()) if seed is None and len(of_arm) else seed
     columns = ["problem_id", "problem", "attempt", "reflection", "retry", "retry_ok", "retry_error"]
@@ -101,17 +101,17 @@ def make_reflections(
     e, folder = reflected(load_episodes(folder)), Path(folder)
     if e.empty:
         return []
-    t, f = folder / "tables", folder / "figures"
+    t, f, note = folder / "tables", folder / "figures", draws_note(e)
     size, repeats, success = lengths(e), repetitiveness(e), success_by_length(e)
-    made = save_table(readable_lengths(size), t, "reflection_lengths", "Length of reflections.", size)
+    made = save_table(readable_lengths(size), t, "reflection_lengths", f"Length of reflections. {note}".strip(), size)
     caption = (
         "Repetitiveness of reflections: distinct-n (higher = less repetitive) and compression ratio (lower = less repetitive)."
     )
-    made += save_table(readable_repeats(repeats), t, "repetitiveness", caption, repeats)
+    made += save_table(readable_repeats(repeats), t, "repetitiveness", f"{caption} {note}".strip(), repeats)
     caption = "Success of the retry by length of the reflection; the figure leaves out bins under 20 reflections."
-    made += save_table(readable_success(success), t, "success_by_length", caption, success)
+    made += save_table(readable_success(success), t, "success_by_length", f"{caption} {note}".strip(), success)
     made += save_figure(plot_lengths(e), f, "reflection_lengths")
-    made += save_figure(plot_repetitiveness(repeats), f, "repetitiveness")
+    made += save_figure(plot_repetitiveness(repeats, several=bool(note)), f, "repetitiveness")
     made += save_figure(plot_success(success), f, "success_by_length")
     for arm in arms_of(e)[:1]:
         table, caption = reflection_examples(e, arm), "The same failed problem, vanilla and trained."

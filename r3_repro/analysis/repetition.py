@@ -20,11 +20,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from r3_repro.analysis.loading import modes_of
-from r3_repro.analysis.reflections import cells, pick
+from r3_repro.analysis.reflections import by_problem, cells, mean_over_problems, pick
 from r3_repro.analysis.text_metrics import blocks_of, compression_ratio, compression_ratio_at, jackknife, ngrams, rarefied
 from r3_repro.reporting.plots import arm_order, arm_style, legend_below, new_figure
 from r3_repro.reporting.tables import show_interval, show_points, with_progress
-from r3_repro.utils.stats import Interval, difference_bootstrap, mean_bootstrap
+from r3_repro.utils.stats import Interval
 
 
 # %% ../../nbs/analysis/repetition.ipynb #422d1cee
@@ -104,6 +104,7 @@ def equal_sizes(
 ) -> dict[str, int]:
     "Choose the length at which each measure compares the reflections of one mode."
     groups, m = [pick(e, *cell) for cell in cells(e)], common_length(e)
+    groups = [draw for g in groups for _, draw in g.groupby("draw")]
     sizes = {"within_1": m, "within_2": m - 1}
     for n in (1, 2):
         sizes[f"across_{n}"] = int(0.8 * min(np.maximum(g.words - n + 1, 0).sum() for g in groups))
@@ -114,30 +115,31 @@ def repetition_measure(
     e: pd.DataFrame,  # reflections of one mode, arm and seed
     name: str,  # of the measure
     size: int | None,  # for equal length: n-grams, or bytes for compression; None: raw
-) -> "dict[str, float] | np.ndarray":
-    "Compute a measure: a number per problem (within), or the whole and then with each block left out (across, compression)."
+) -> pd.Series | np.ndarray:
+    "Compute a measure: a number per reflection (within), or the whole and then with each block left out (across, compression)."
     if name.startswith("within"):
-        values = [within(t, int(name[-1]), size) for t in e.reflection]
-        return {p: v for p, v in zip(e.problem_id, values, strict=True) if not math.isnan(v)}
-    return compressed(e, size) if name == "compression" else across(e, int(name[-1]), size)
+        return by_problem(e.assign(value=[within(t, int(name[-1]), size) for t in e.reflection]), "value")
+    draws = [draw for _, draw in e.groupby("draw")] or [e]
+    each = [compressed(d, size) if name == "compression" else across(d, int(name[-1]), size) for d in draws]
+    return np.mean(each, axis=0)
 
 # %% ../../nbs/analysis/repetition.ipynb #fa4d1d31
 def measure_interval(
-    x: "dict[str, float] | np.ndarray",  # from `repetition_measure`
+    x: pd.Series | np.ndarray,  # from `repetition_measure`
 ) -> Interval:
-    "Estimate a measure with its interval: bootstrap over problems, or jackknife over blocks of problems."
-    if isinstance(x, dict):
-        return mean_bootstrap(list(x.values()))
+    "Estimate a measure with its interval: over problems, or jackknife over blocks of problems."
+    if isinstance(x, pd.Series):
+        return mean_over_problems(x)
     return jackknife(lambda b: float(x[0] if b is None else x[1 + b]), BLOCKS)
 
 
 def measure_change(
-    before: "dict[str, float] | np.ndarray",  # from `repetition_measure`
-    after: "dict[str, float] | np.ndarray",  # from `repetition_measure`, of the same measure
+    before: pd.Series | np.ndarray,  # from `repetition_measure`
+    after: pd.Series | np.ndarray,  # from `repetition_measure`, of the same measure
 ) -> Interval:
     "Estimate the difference of two results of a measure, over the same resampled or left-out problems."
-    if isinstance(before, dict) and isinstance(after, dict):
-        return difference_bootstrap(before, after)
+    if isinstance(before, pd.Series) and isinstance(after, pd.Series):
+        return mean_over_problems(after, before)
     return measure_interval(np.asarray(after) - np.asarray(before))
 
 # %% ../../nbs/analysis/repetition.ipynb #fbcc7f39
@@ -157,7 +159,7 @@ def repetitiveness(
             x = repetition_measure(these, name, size)
             d = measure_change(base, x) if arm != "vanilla" else Interval(math.nan, math.nan, math.nan)
             row = {"mode": mode, "measure": name, "length": length, "size": size, "arm": arm, "seed": seed}
-            row["kept"] = len(x) / len(these) if isinstance(x, dict) else 1.0
+            row["kept"] = len(x) / len(these) if isinstance(x, pd.Series) else 1.0
             row |= measure_interval(x)._asdict() | {"change": d.estimate, "change_low": d.low, "change_high": d.high}
             rows.append(row)
     return pd.DataFrame(rows).astype({"size": "Int64"} if rows else {})
@@ -189,6 +191,7 @@ def _possible(t: pd.DataFrame, name: str) -> tuple[float, float]:
 # %% ../../nbs/analysis/repetition.ipynb #3cfdb93d
 def plot_repetitiveness(
     repeats: pd.DataFrame,  # from `repetitiveness`
+    several: bool = False,  # whether a problem has several draws
 ) -> Figure:
     "Draw the measures at equal length: one point per seed with its interval, a dotted line at vanilla."
     modes, arms = modes_of(repeats), arm_order(set(repeats.arm))
@@ -212,7 +215,8 @@ def plot_repetitiveness(
             ax.tick_params(axis="y", labelsize=7)
             ax.ticklabel_format(axis="y", useOffset=False)
         row[0].set_ylabel(mode)
-    bars = "bars: 95% interval (within: bootstrap over problems; across and compression: jackknife over blocks of problems)"
+    how = "t" if several else "bootstrap"
+    bars = f"bars: 95% interval (within: {how} over problems; across and compression: jackknife over blocks of problems)"
     legend_below(fig, [], [], f"points: seeds; {bars}; dotted: vanilla\naxes are cut: look at the numbers before the distances")
     return fig
 

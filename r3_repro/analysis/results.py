@@ -45,6 +45,7 @@ from r3_repro.analysis.loading import (
     load_episodes,
     load_transfer,
     modes_of,
+    one_draw,
     outcomes,
     recorded_rules,
     reported_rules,
@@ -135,7 +136,7 @@ SAME_RULES = {"865aea416851-1cad11c5c9c6": "865aea416851-e55bbc7e726b"}
 def rules_digest() -> str:
     "Hash the rules as `<sentences>-<code>`, to record which ones are in force."
     more = [gather, outcomes, reflected, lengths, repetitiveness, claim_c8]
-    no_rules = ("r3_repro.reporting", "r3_repro.tasks", "r3_repro.utils.files")
+    no_rules = ("r3_repro.analysis.contrasts", "r3_repro.reporting", "r3_repro.tasks", "r3_repro.utils.files")
     code = code_digest([*(r.decide for r in CLAIM_RULES), *more], leave_out=no_rules, length=12)
     now = f"{digest([[r.claim, r.part, r.sentence] for r in CLAIM_RULES], 12)}-{code}"
     return SAME_RULES.get(now, now)
@@ -167,15 +168,16 @@ def make_results(
     folder, episodes, task = Path(folder), load_episodes(folder), task_of(folder)
     e, t, f = gather(folder, episodes), folder / "tables", folder / "figures"
     about, note = f"{scope_sentence(e, folder.parent.parent.name)} {draws_note(episodes)}".strip(), rules_note(folder)
+    first = "" if one_draw(episodes) else " Of several draws, the first."
     if note.startswith("Rules changed"):
         print(f"{folder.name}: {note}")
     shown, plain = four_columns(our_rows(episodes, folder.name) + paper_rows(e.task, folder))
     made = save_table(verdicts(e), t, "verdicts", f"Verdicts on the paper's claims. {about} {note} {INTERVALS}")
     made += save_table(shown, t, "four_columns", f"Accuracy with 95% intervals, and the paper's. {about}", plain)
     each, over = readable_differences(e.each, e.over)
-    caption = "Paired differences: Newcombe intervals, exact McNemar p values."
+    caption = f"Paired differences: Newcombe intervals, exact McNemar p values.{first}"
     made += save_table(each, t, "differences", caption, e.each)
-    caption = f"Paired differences over seeds. {INTERVALS} The t interval is over seeds alone, for these very problems."
+    caption = f"Paired differences over seeds. {INTERVALS} The t interval is over seeds alone, for these very problems.{first}"
     made += save_table(over, t, "differences_over_seeds", caption, e.over)
     rules = by_rule(episodes, task, reported_rules(folder, task) if task else ())
     why = error_shares(episodes, task.errors if task else ())
@@ -186,7 +188,7 @@ def make_results(
     made += save_figure(plot_accuracy(episodes, f"{e.task}, {e.model}, {e.problems:,} held-out problems"), f, "accuracy")
     made += save_figure(plot_differences(e.each, e.over), f, "differences")
     made += make_reflection_effect(folder, episodes, task, LEAST_PROBLEMS, INTERVALS)
-    made += make_arms(folder, episodes, ALPHA, INTERVALS)
+    made += make_arms(folder, episodes, ALPHA, f"{INTERVALS}{first}")
     return made + make_transfer(folder) + make_training(folder) + make_learning_curve(folder)
 
 # %% ../../nbs/analysis/results.ipynb #3b07466a

@@ -12,7 +12,15 @@ from scipy import stats
 from toy_results import SMALL, episodes, store
 
 from r3_repro.analysis import learning_curve
-from r3_repro.analysis.learning_curve import band_note, curve_caption, curve_table, load_curves, make_learning_curve, plot_curve
+from r3_repro.analysis.learning_curve import (
+    band_note,
+    curve_caption,
+    curve_table,
+    load_curves,
+    make_learning_curve,
+    plot_curve,
+    readable_curve,
+)
 from r3_repro.analysis.loading import load_training
 from r3_repro.analysis.results import make_results
 from r3_repro.reporting.plots import arm_style
@@ -185,7 +193,8 @@ def test_notes_say_over_what_an_interval_is(folder: Path) -> None:
     assert "one seed, 95% interval over problems alone: no leak" in band_note(table).replace("_", " ")
     alone = band_note(table[table.arm == "no_leak"])
     assert "seeds and problems" not in alone and "one seed" in alone
-    assert "(plain_grpo 39 to 47)" in curve_caption(curves) and "Without a learning curve" not in curve_caption(curves)
+    assert "Without a learning curve" not in curve_caption(curves)
+    assert readable_curve(table).step[table.arm == "plain_grpo"].tolist() == ["0", "20", "39 to 47"]
 
 
 def test_the_reports_have_the_curve_where_there_is_one(folder: Path, tmp_path: Path) -> None:
