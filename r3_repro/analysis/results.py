@@ -129,7 +129,7 @@ def make_transfer(
     return save_table(shown, folder / "tables", "transfer", caption + INTERVALS, plain) if len(shown) else []
 
 # %% ../../nbs/analysis/results.ipynb #853610dd
-SAME_RULES = {"865aea416851-1cad11c5c9c6": "865aea416851-e55bbc7e726b"}
+SAME_RULES = {"865aea416851-1a6307263d6d": "865aea416851-e55bbc7e726b"}
 "Present digest -> the digest in stored manifests, where no rule has changed, only how they are hashed and computed."
 
 

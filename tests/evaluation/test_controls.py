@@ -259,6 +259,9 @@ def test_tables_of_an_earlier_version_have_one_draw(world: Any) -> None:
     assert evaluate(run).draw.tolist() == [0] * 16 and make_controls(run).equals(made) and not answer.given
     found, left_out = load_controls(run.model_dir, load_episodes(run.model_dir))
     assert found.draw.tolist() == [0] * len(made) and not left_out
+    for file in control_files(run):
+        file.unlink()
+    assert make_controls(run).equals(made)
 
 
 def test_controls_are_made_once_and_added_to(world: Any) -> None:

@@ -23,11 +23,11 @@ from r3_repro.evaluation.episodes import (
     evaluation_summary_line,
     run_episodes,
 )
-from r3_repro.evaluation.reflection_controls import make_controls
+from r3_repro.evaluation.reflection_controls import make_controls, retry_again
 from r3_repro.planning.memory import H100, LENGTHS
 from r3_repro.planning.models import shape_of
 from r3_repro.planning.plan import evaluation_seconds
-from r3_repro.profiles import Profile
+from r3_repro.profiles import CONTROLS, Profile
 from r3_repro.runs.layout import Run, open_run
 from r3_repro.tasks.base import get_task
 from r3_repro.testing import synthetic_episodes
@@ -106,6 +106,15 @@ def test_each_draw_reflects_on_its_own_attempt() -> None:
     engine, rows, _ = noted("sampled", draws=2)
     for row, asked in zip(rows.itertuples(), engine.asked[20:30], strict=True):
         assert [m["content"] for m in asked.prompt[1::2]] == [row.attempt, row.reflection] and row.retry == str(asked.seed)
+
+
+def test_each_retry_of_a_control_has_random_numbers_of_its_own() -> None:
+    engine, rows, profile = noted("sampled", draws=3)
+    asked = len(engine.asked)
+    for control in CONTROLS:
+        retry_again(engine, get_task(profile.task), as_table(rows, "vanilla", 0), profile, "sampled", control)
+    assert len({r.seed for r in engine.asked}) == len(engine.asked) == asked + 3 * 15
+    assert engine.asked[asked].seed == derive_seed(0, "sampled", "control", CONTROLS[0], rows.problem_id[0])
 
 
 def test_greedy_decoding_has_one_draw() -> None:
