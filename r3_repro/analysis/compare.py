@@ -81,8 +81,8 @@ _MUST_AGREE = {"task": "task (its words or verifier)", "test": "held-out split",
 
 
 def unlike(
-    a: Compared,
-    b: Compared,
+    a: Compared,  # one side
+    b: Compared,  # the other
 ) -> Iterator[str]:
     "Why two sides cannot be compared, one line each."
     for key, what in _MUST_AGREE.items():
@@ -117,8 +117,8 @@ def _test(a: Side, b: Side, c: Contrast) -> tuple[str, float]:
 
 
 def differences_table(
-    a: Compared,
-    b: Compared,
+    a: Compared,  # one side
+    b: Compared,  # the other
 ) -> pd.DataFrame:
     "Both accuracies and their difference, with 95% intervals and a paired test, by mode."
     rows = []

@@ -89,15 +89,17 @@ class Decided:
 
 
 def decided(
-    study: Sequence[Stored],
-    family: Sequence[Question] = QUESTIONS,
+    study: Sequence[Stored],  # from `load_study`, or one base
+    family: Sequence[Question] = QUESTIONS,  # whose verdicts share one error rate
 ) -> list[Decided]:
     "Answer the questions of a family for every task of a study."
     answers = [compare_bases(q, s.task, s.bases, s.ladder) for s in study for q in family]
     return [Decided(a, *found) for a, found in zip(answers, decide(answers), strict=True)]
 
 # %% ../../nbs/analysis/verdicts.ipynb #88b43a2c
-def unit_of(q: Question) -> tuple[str, float]:
+def unit_of(
+    q: Question,  # with its `spread`
+) -> tuple[str, float]:
     "The unit of a question's differences, and how many of it make one."
     return ("tokens", 1.0) if q.spread > 1 else ("points", 100.0)
 
@@ -110,7 +112,7 @@ def _shown(c: Contrast, q: Question) -> str:
 
 
 def verdict_rows(
-    found: Sequence[Decided],
+    found: Sequence[Decided],  # from `decided`
     folder: str | Path = ".",  # near which the paper's numbers are looked for
 ) -> pd.DataFrame:
     "One row a question: claim, what it says, the paper's value, our comparisons, the rule, the verdict and its p value."
@@ -127,7 +129,7 @@ def verdict_rows(
 
 # %% ../../nbs/analysis/verdicts.ipynb #72e7e8e2
 def comparison_rows(
-    found: Sequence[Decided],
+    found: Sequence[Decided],  # from `decided`
 ) -> pd.DataFrame:
     "One row a comparison: estimate with 95% interval, seeds, problems, and what share of the variance lies between seeds."
     rows = []
