@@ -33,6 +33,7 @@ pytestmark = pytest.mark.slow
 DRIVER = Path(__file__).with_name("two_processes.py")
 # Three groups of eight in a batch of 24: each of two processes has one and a half of them.
 SIZE: dict[str, Any] = {"max_steps": 2, "batch_size": 24, "num_generations": 8, "save_steps": 1, "warmup_ratio": 0.0}
+SIZE |= {"learning_rate": 2e-4}  # two steps must move the weights more than rounding does
 EQUAL = ["reward", "retry_success", "frac_reward_zero_std", "reflection_tokens_mean", "retry_tokens_mean", "truncated_share"]
 EQUAL += ["reflect_tokens", "retry_tokens", "learning_rate"]
 
