@@ -56,7 +56,7 @@ def load_base(
     mode = ANNOUNCED.mode if ANNOUNCED.mode in modes else sorted(modes)[0]
     return base_of(home.name, episodes, controls, load_skills(home / "forgetting"), mode)
 
-
+# %% ../../nbs/analysis/verdicts.ipynb #8e065931
 @dataclass(frozen=True)
 class Stored:
     "The bases of one task."
@@ -190,7 +190,7 @@ def _notes(study: Sequence[Stored], announced: bool) -> str:
     less = f" Departures from the protocol: {'; '.join(said[:6])}{f' and {len(said) - 6} more' if len(said) > 6 else ''}."
     return about + (less if said else " Nothing departs from the protocol." if announced else "")
 
-
+# %% ../../nbs/analysis/verdicts.ipynb #1c4c21f8
 def make_verdicts(
     study: Sequence[Stored],  # from `load_study`, or one base
     folder: Path,  # whose `tables` and `figures` are written

@@ -43,7 +43,7 @@ class Line:
         "Of its log file."
         return f"{self.base}-{self.task}-" + (f"seed{self.seed}" if self.arms else "transfer")
 
-
+# %% ../../nbs/workflow/announced.ipynb #58a8577a
 def announced_lines(p: Protocol = ANNOUNCED) -> list[Line]:
     "List the lines of a protocol: its bases, seed after seed; the ladder; transfer."
     others = dict.fromkeys([*p.ladder, *p.ability])
@@ -67,7 +67,7 @@ def _runs(line: Line, root: str) -> list[Run]:
     run = open_run(STUDY_PROFILE, line.task, str(base_folder(line.base)), seed=line.seed, root=root)
     return [replace(run, arm=arm) for wave in training_order(line.arms) for arm in wave]
 
-
+# %% ../../nbs/workflow/announced.ipynb #590ebc88
 def run_line(
     line: Line,
     root: str = "",  # as for `open_run`
