@@ -514,7 +514,7 @@ def _built(
     write_json(out / "trained_on.json", {name: sorted(p.id for p in some) for name, some in problems.items()})
     return model, tokenizer, log
 
-# %% ../../nbs/workflow/tiny_world.ipynb #896a2a64
+
 def build_and_measure(
     out: Path,  # folder of the model; its recipe is written beside it
     recipe: Recipe,
