@@ -399,17 +399,15 @@ def _study(
 # %% ../../nbs/workflow/cli.ipynb #4b289e73
 @app.command("study-line", hidden=True)
 def _study_line(
-    base: Annotated[str, typer.Option()],
-    task: Annotated[str, typer.Option()],
-    seed: Annotated[int, typer.Option()],
+    base: Annotated[str, typer.Argument(help="such as tiny-a")],
+    seed: Annotated[int, typer.Argument(help="of training")],
     root: Annotated[str, typer.Option()],
-    arms: Annotated[str, typer.Option()] = "",
 ) -> None:
     "Run one line of the announced study: what its queue starts."
     from r3_repro.workflow.announced import Line, run_line
 
     with exit_on_user_error():
-        _failing(lambda: run_line(Line(base, task, seed, tuple(_words(arms))), root))
+        _failing(lambda: run_line(Line(base, seed), root))
 
 # %% ../../nbs/workflow/cli.ipynb #1253df5a
 @app.command("chapter", hidden=True)

@@ -137,16 +137,19 @@ def _check_one_clean_commit(source: Path) -> None:
 def publish_results(
     source: Path,  # <runs>/<profile>/<task>
     target: Path,  # <results>/<profile>/<task>
+    model: str = "*",  # folder of one base, or of all
+    keep: bool = False,  # files that are published already stay as they are
 ) -> list[Path]:
     "Copy the published part and return the new files; `SettingsError` unless it comes from one clean commit."
     _check_one_clean_commit(source)
     copied = []
     for pattern in PUBLISHED_FILES:
-        for f in sorted(source.glob(pattern)):
+        for f in sorted(source.glob(pattern.replace("*", model, 1) if pattern.startswith("*") else pattern)):
             to = target / f.relative_to(source)
-            with atomic(to) as part:
-                shutil.copyfile(f, part)
-            copied.append(to)
+            if not (keep and to.exists()):
+                with atomic(to) as part:
+                    shutil.copyfile(f, part)
+                copied.append(to)
     return copied
 
 # %% ../../nbs/workflow/study.ipynb #8cc834bf
