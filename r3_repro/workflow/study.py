@@ -111,7 +111,7 @@ def run_study(
 # %% ../../nbs/workflow/study.ipynb #aa085acd
 PUBLISHED_FILES = (
     "dataset/summary.json", "dataset/manifest.json", "dataset/facts.csv", "dataset/refused.csv",
-    "*/failures/summary.json", "*/failures/manifest.json",
+    "*/failures/failures.parquet", "*/failures/summary.json", "*/failures/manifest.json",
     "*/training/*/manifest.json", "*/training/*/log.jsonl", "*/training/*/samples.jsonl",
     "*/episodes/*.parquet", "*/episodes/*.manifest.json",
     "*/controls/*.parquet", "*/controls/*.manifest.json",

@@ -111,6 +111,9 @@ def made(root: Path, line: Line, commit: str = "c0ffee", task: str = "countdown"
         manifest.write_text(json.dumps(stage), "utf-8")
         if name.startswith("episodes"):
             manifest.with_name(f"{Path(name).name}.parquet").write_text(f"{line} in {root}", "utf-8")
+    failures = root / STUDY_PROFILE / task / line.base / "failures/failures.parquet"
+    failures.parent.mkdir(exist_ok=True)
+    failures.write_text("mined", "utf-8")
 
 
 def test_a_finished_line_is_published_and_skipped_on_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -119,15 +122,20 @@ def test_a_finished_line_is_published_and_skipped_on_another_machine(monkeypatch
     ran: list[str] = []
 
     def process(line: Line, root: str, log: Path) -> int:
-        there = Path(root) / STUDY_PROFILE / "countdown/tiny-a/episodes/vanilla.parquet"
-        ran.append(f"{Path(root).name} {line.name} " + ("found" if there.is_file() else "makes") + " vanilla")
+        base = Path(root) / STUDY_PROFILE / "countdown/tiny-a"
+        there = [
+            n
+            for n in ("failures/failures.parquet", "episodes/vanilla.parquet", "controls/vanilla.manifest.json")
+            if (base / n).is_file()
+        ]
+        ran.append(f"{Path(root).name} {line.name} finds {len(there)} of 3")
         made(Path(root), line)
         return 0
 
     monkeypatch.setattr(announced, "_process", process)
     run_lines([Line("tiny-a", 0)], str(tmp_path / "one"), results=results, p=p)
     run_lines([Line("tiny-a", 0), Line("tiny-a", 1)], str(tmp_path / "two"), results=results, p=p)
-    assert ran == ["one tiny-a-seed0 makes vanilla", "two tiny-a-seed1 found vanilla"]
+    assert ran == ["one tiny-a-seed0 finds 0 of 3", "two tiny-a-seed1 finds 3 of 3"]
     kept = results / STUDY_PROFILE / "countdown/tiny-a/episodes/vanilla.parquet"
     assert kept.read_text("utf-8").endswith("one"), "what is published stays"
     assert {f.parent.name for f in results.rglob("training/*/manifest.json")} == {"r3-seed0", "r3-seed1"}
