@@ -386,6 +386,12 @@ def test_no_damage_makes_it_crash(row: Any) -> None:
     assert all(note in NOTES and detail.encode() for note, detail in loaded.notes)
 
 
+def test_a_note_about_an_empty_name_says_so() -> None:
+    tool = {"name": "f", "description": "d", "parameters": {"x": {"": None}, "y": {"type": "", "description": "d"}}}
+    row = {"id": 1, "query": "Do f.", "tools": [tool], "answers": [{"name": "f", "arguments": {"x": 5, "y": 1}}]}
+    assert {("dropped_keyword", "(empty)"), ("unknown_type", "(empty)")} <= set(sort_out([("a:1", row)]).notes)
+
+
 @settings(max_examples=500, deadline=None)
 @given(json_values)
 def test_no_value_makes_it_crash(value: Any) -> None:
@@ -465,7 +471,7 @@ def test_an_unknown_type_is_any_and_noted(declared: Any) -> None:
     assert read_type(declared) == ({}, False, False)
     found = sort_out([("a:1", ROW | {"tools": [TOOL | {"parameters": {"x": {"type": declared}}}]})])
     assert found.problems[0].data["tools"][0]["parameters"] == {"type": "object", "properties": {"x": {}}, "required": ["x"]}
-    assert list(found.notes) == [("unknown_type", str(declared)[:60])]
+    assert list(found.notes) == [("unknown_type", str(declared)[:60] or "(empty)")]
 
 
 @settings(max_examples=1000, deadline=None)

@@ -1,5 +1,6 @@
 """`r3-repro doctor`: three real steps here; what it finds wrong and leaves behind. With two processes: `make test-box`."""
 
+import contextlib
 import json
 import signal
 import socket
@@ -67,7 +68,8 @@ def test_a_terminated_doctor_leaves_nothing(tmp_path: Path) -> None:
     )
     ends, trained = time.monotonic() + patience(60), []
     while not trained and process.poll() is None and time.monotonic() < ends:
-        trained = [c for c in psutil.Process(process.pid).children(recursive=True) if "train" in c.cmdline()]
+        with contextlib.suppress(psutil.NoSuchProcess):  # a child that has just ended
+            trained = [c for c in psutil.Process(process.pid).children(recursive=True) if "train" in c.cmdline()]
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=patience(60))

@@ -352,7 +352,7 @@ def keywords(
             out[k] = _inner(spec[k], notes, refs, k in _BY_NAME)
         except LookupError:
             dropped.add(k)
-    notes.update(("dropped_keyword", plain(k, 60)) for k in dropped)
+    notes.update(("dropped_keyword", plain(k, 60) or "(empty)") for k in dropped)
     return out
 
 # %% ../../../nbs/tasks/function_calling/schema.ipynb #cc314827
@@ -372,7 +372,7 @@ def property_schema(
     out, optional, known = ({"type": "null"}, False, True) if null else read_type(spec.get("type"))
     said = spec.keys() & {"properties", "enum", "const", *SCHEMAS} or isinstance(spec.get("required"), list)
     if not known and (spec.get("type") is not None or not said):
-        notes["unknown_type", plain(spec.get("type"), 60)] += 1
+        notes["unknown_type", plain(spec.get("type"), 60) or "(empty)"] += 1
     out |= keywords(spec, notes, refs)
     if isinstance(spec.get("properties"), dict) and "object" in out.get("type", "object"):  # a name, or a list of names
         listed = spec["required"] if isinstance(spec.get("required"), list) else []
