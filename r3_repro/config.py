@@ -77,6 +77,8 @@ def _read(path: Path) -> SettingsFile:
         raise SettingsError(f"{path} cannot be read ({e.strerror}): give another settings file (R3_SETTINGS)") from e
     except configparser.Error as e:
         raise SettingsError(f"{path} is not a valid INI file: {e}") from e
+    except SettingsError:
+        raise
     except ValueError as e:
         raise SettingsError(f"{path}{f' [{section}]' if section else ''} {e}") from e
     return SettingsFile(path, sections)
@@ -207,8 +209,8 @@ def check_names(
             raise SettingsError(
                 f"{key} = {value!r} is not text but {type(value).__name__}: write it in quotes (papermill: -r {key} {value})"
             )
-        if "\0" in value or not value.isprintable():
-            raise SettingsError(f"{key} = {value!r} holds characters that cannot be printed: remove them")
+        if not value.isprintable() or (key == "root" and value.isspace()):
+            raise SettingsError(f"{key} = {value!r} is blank, or holds characters that cannot be printed: write another")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise SettingsError(f"seed = {seed!r} is not a whole number from 0 to {MAX_SEED} (2^32 - 1): choose another")
 
@@ -229,6 +231,8 @@ def load_profile(
     if re.search(r"[/\\:]", name) or name != name.strip():
         raise SettingsError(f"{where}: a profile names a folder of the run tree: choose a name without / \\ and :")
     where += f" with [{name}.{model}]" if any(f"{name}.{model}" in f.sections for f in files) else ""
+    if reserved := [k for k in ("name", "options") if k in values]:
+        raise SettingsError(f"{where} {reserved[0]} = {values[reserved[0]]!r}: unknown key: remove it")
     try:
         own = get_task(task).options if task else {}
         rest, options = _own_options(values, own)
@@ -319,6 +323,6 @@ def model_path(
         return name  # only the server has to know it
     if near := _nearest_folder(name):
         raise SettingsError(f"{where}: {near}")
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@.+)?", name):
         raise SettingsError(f"{where}: no such folder, and not a hub name of the form owner/name")
     return f"{name}@{profile.revision}" if profile.revision else name

@@ -10,6 +10,7 @@ __all__ = ['EXTENSIONS', 'THOUGHTS', 'FILTERED', 'FINISH', 'REFUSALS', 'request_
 # %% ../../nbs/engines/server_protocol.ipynb #67dc289e
 import json
 import os
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import openai
@@ -91,7 +92,7 @@ class ServerAnswer(BaseModel):
         "Generated tokens; None if the server does not say."
         usage = self.usage if isinstance(self.usage, dict) else {}
         n = usage.get("completion_tokens", usage.get("output_tokens"))
-        return n if isinstance(n, int) and n >= 0 else None
+        return n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None
 
     @property
     def choice(self) -> _Choice:
@@ -125,9 +126,24 @@ def parse_json(
         raise BrokenAnswer(f"{where}{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}") from None
 
 # %% ../../nbs/engines/server_protocol.ipynb #d1e4e667
+class _FunctionPart(BaseModel):
+    name: str | None = None
+    arguments: Any = None
+
+
+class _CallPart(BaseModel):
+    index: int | None = None
+    id: str | None = None
+    function: _FunctionPart | None = None
+
+
 class _Delta(BaseModel):
-    content: str | None = None
-    tool_calls: None = None  # parts of calls are not put together
+    model_config = ConfigDict(extra="allow")  # a field for thoughts
+
+    content: Any = None
+    refusal: str | None = None
+    tool_calls: list[_CallPart] | None = None
+    function_call: _FunctionPart | None = None  # the older form
 
 
 class _Part(BaseModel):
@@ -137,9 +153,36 @@ class _Part(BaseModel):
 
 
 class _Chunk(BaseModel):
-    choices: list[_Part] = []
+    choices: list[_Part] | None = None
     usage: Any = None
     error: Any = None
+
+# %% ../../nbs/engines/server_protocol.ipynb #66e90541
+def _join_calls(parts: Iterable[_CallPart]) -> list[dict[str, Any]]:
+    "Calls from their parts: of the same index, until a part with a name brings another id, or neither index nor id."
+    calls: list[dict[str, Any]] = []
+    last: dict[int | None, dict[str, Any]] = {}
+    for part in parts:
+        said, call = part.function or _FunctionPart(), last.get(part.index)
+        other = call is not None and (part.id != call["id"] if part.id else part.index is None)
+        if call is None or (said.name and other):
+            call = last[part.index] = {"id": part.id, "function": {"name": "", "arguments": ""}}
+            calls.append(call)
+        function = call["function"]
+        function["name"] = function["name"] or said.name or ""
+        given = said.arguments or ""
+        function["arguments"] += given if isinstance(given, str) else json.dumps(given)
+    return calls
+
+
+def _join_message(deltas: list[_Delta]) -> dict[str, Any]:
+    "A message from its parts."
+    said = [d.content for d in deltas if d.content is not None]
+    message = {k: v for d in deltas for k, v in (d.model_extra or {}).items() if v}
+    message |= {"content": "".join(said) if all(isinstance(s, str) for s in said) else said}
+    message |= {"refusal": "".join(d.refusal or "" for d in deltas) or None}
+    older = [_CallPart(index=-1, function=d.function_call) for d in deltas if d.function_call]
+    return message | {"tool_calls": _join_calls([*(p for d in deltas for p in d.tool_calls or []), *older])}
 
 # %% ../../nbs/engines/server_protocol.ipynb #697579a2
 def join_stream(
@@ -149,7 +192,7 @@ def join_stream(
     data = data.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not data.startswith((b"data:", b"event:", b":")):
         return data
-    text, role, finish, usage = "", "text", None, None
+    text, deltas, finish, usage = "", list[_Delta](), None, None
     for line in data.splitlines():
         if not line.startswith(b"data:") or (event := line[5:].strip()) == b"[DONE]":
             continue
@@ -157,13 +200,13 @@ def join_stream(
         if chunk.error:
             raise BrokenAnswer(f"error: {_one_line(chunk.error)}")
         usage = chunk.usage or usage
-        for c in chunk.choices[:1]:
-            role = "content" if c.delta else role
-            text += (c.delta.content if c.delta else c.text) or ""
+        for c in (chunk.choices or [])[:1]:
+            deltas += [c.delta] if c.delta else []
+            text += c.text or ""
             finish = c.finish_reason or finish
     if finish is None:
         raise BrokenAnswer("choices.0.finish_reason: the stream broke off before it")
-    said = {"text": text} if role == "text" else {"message": {"content": text}}
+    said = {"message": _join_message(deltas)} if deltas else {"text": text}
     return json.dumps({"choices": [said | {"finish_reason": finish}], "usage": usage}).encode()
 
 # %% ../../nbs/engines/server_protocol.ipynb #7d0594b8
@@ -182,7 +225,7 @@ def _content(content: Any, where: str) -> str:
     kind = content.get("type", "text") if isinstance(content, dict) else type(content).__name__
     if kind in (*THOUGHTS, "redacted_thinking"):
         return ""
-    words = content.get(_WORDS[kind]) if isinstance(content, dict) and kind in _WORDS else None
+    words = (content.get(_WORDS[kind]) or "") if isinstance(content, dict) and kind in _WORDS else None
     if not isinstance(words, str):
         raise BrokenAnswer(f"{where}: {kind!r} is not text")
     return words
@@ -217,13 +260,13 @@ def answer_text(
     return "\n".join(part for part in (text, _calls(said, tool_format)) if part)
 
 # %% ../../nbs/engines/server_protocol.ipynb #cd63b7ff
-FILTERED = ("content_filter", "safety", "recitation")
+FILTERED = ("content_filter", "safety", "recitation", "prohibited_content", "blocklist", "guardrail_intervened", "refusal")
 "Words for an answer that a filter has cut."
 
 FINISH = {
     **dict.fromkeys(("stop", "eos", "eos_token", "stop_token", "stop_sequence", "end_turn", "complete", "completed"), "stop"),
-    **dict.fromkeys(("tool_calls", "tool_use", "function_call"), "stop"),
-    **dict.fromkeys(("length", "max_tokens", "max_length", "model_length", *FILTERED), "length"),
+    **dict.fromkeys(("tool_calls", "tool_use", "function_call", "stop_str", "end"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "max_new_tokens", "max_length", "model_length", "token_limit", *FILTERED), "length"),
 }
 "A server's `finish_reason` in small letters -> what it counts as."
 

@@ -147,7 +147,7 @@ def _git(*args: str) -> str | None:
     if clone is None:  # an installed wheel: the repository around the current folder is another one
         return None
     try:
-        done = subprocess.run(["git", *args], cwd=clone, capture_output=True, encoding="utf-8", timeout=20)
+        done = subprocess.run(["git", *args], cwd=clone, capture_output=True, encoding="utf-8", errors="replace", timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.rstrip() if done.returncode == 0 else None

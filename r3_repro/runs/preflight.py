@@ -20,8 +20,9 @@ from r3_repro.runs.distributed import machines
 from r3_repro.runs.hub import hub_commit
 from r3_repro.runs.layout import Run
 from r3_repro.tasks.base import get_task
+from r3_repro.tasks.sources import SUFFIXES, source_files
 from r3_repro.utils.errors import SettingsError
-from r3_repro.utils.files import check_writable, hub_revision
+from r3_repro.utils.files import check_writable, hub_revision, user_path
 
 
 # %% ../../nbs/runs/preflight.ipynb #1d14efce
@@ -52,11 +53,16 @@ def _check_data(run: Run) -> None:
             task.problems("test", p.data_options | {"train_size": 1, "test_size": 1})
         except ValueError as e:
             raise SettingsError(f"settings.ini [{p.name}]: {e}") from e
-    elif Path(p.source).suffix in (".jsonl", ".json", ".parquet") or p.source.startswith((".", "/", "~")):
-        if not Path(p.source).exists():
-            raise SettingsError(f"{where}: there is no such file")
-    elif ":" not in p.task and p.source.count("/") == 1 and not Path(p.source).exists():
-        _check_hub(where, p.source, "dataset")
+        return
+    if ":" in p.task:  # of one's own, which reads its source itself
+        if (p.source.startswith((".", "/")) or p.source.lower().endswith(SUFFIXES)) and not Path(p.source).exists():
+            raise SettingsError(f"{where}: there is nothing at {user_path(p.source)}")
+        return
+    try:
+        if not source_files(p.data_options["source"]):
+            _check_hub(where, p.source, "dataset")
+    except FileNotFoundError as e:
+        raise SettingsError(f"{where}: {e}") from e
 
 # %% ../../nbs/runs/preflight.ipynb #4a52f3ea
 def _check_processes(p: Profile, there: int) -> None:

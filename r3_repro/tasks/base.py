@@ -70,7 +70,7 @@ def get_task(
     "Look a task up by name or by import path; raises `ValueError` if there is none."
     path = BUILT_IN.get(name, name)
     module, _, attribute = path.partition(":")
-    if not attribute:
+    if not attribute or not module or module.startswith("."):
         raise ValueError(f"unknown task {name!r}: use one of {sorted(BUILT_IN)}, or 'package.module:ATTRIBUTE' that holds a Task")
     try:
         task = getattr(importlib.import_module(module), attribute)

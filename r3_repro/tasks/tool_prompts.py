@@ -132,20 +132,34 @@ def reads_own_call(tokenizer: Any) -> bool:
     return not said or parse_calls(said, {"probed_function": _PROBE}).calls == (Call("probed_function", _PROBED),)
 
 # %% ../../nbs/tasks/tool_prompts.ipynb #37edde64
+def _rendered(tokenizer: Any, messages: list[Message], **more: Any) -> str:
+    "A conversation as the chat template shows it; empty if it refuses such a one."
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, **more, **FIXED_DATE)
+    except Exception:  # whatever a template raises: no tools, no system message
+        return ""
+
+
 @cache
 def _chosen(rendering: _Rendering) -> str:
     "The format for a template: `template` if it shows a tool and its calls can be read, else `hermes` or `json`."
-    text = rendering.tokenizer.apply_chat_template([user("x")], tools=[_TOOL], tokenize=False, **FIXED_DATE)
+    text = _rendered(rendering.tokenizer, [user("x")], tools=[_TOOL])
     if "probed_function" in text and "probed_parameter" in text:
+        said = own_call(rendering.tokenizer)
+        if not said:
+            warnings.warn(
+                "the chat template shows tools and writes no calls, so that nobody can try if they are read", stacklevel=2
+            )
         if reads_own_call(rendering.tokenizer):
             return "template"
         warnings.warn(
             "the chat template writes calls in a form that is not read without its special tokens, as in "
-            f"{own_call(rendering.tokenizer)[:200]!r}: tools are shown as text (tool_format = json) instead",
+            f"{said[:200]!r}: tools are shown as text (tool_format = json) instead",
             stacklevel=2,
         )
         return "json"
-    return "hermes" if "<|im_start|>" in text else "json"
+    text = _rendered(rendering.tokenizer, with_tools([user("x")], [_TOOL], "hermes"))
+    return "hermes" if "<|im_start|>" in text and "probed_function" in text else "json"
 
 # %% ../../nbs/tasks/tool_prompts.ipynb #d8bce365
 def tool_format(tokenizer: Any) -> str:

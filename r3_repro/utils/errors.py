@@ -32,7 +32,9 @@ FAULTS = {
     errno.EACCES: "this user has no permission for it", errno.EPERM: "this user has no permission for it",
     errno.EROFS: "the file system is read-only", errno.ENOTDIR: "a file is where a folder is wanted",
     errno.EEXIST: "a file is where a folder is wanted", errno.EISDIR: "a folder is where a file is wanted",
-    errno.EIO: "the disk or network drive fails", errno.ENAMETOOLONG: "the name is too long for this file system",
+    errno.EIO: "the disk or network drive fails", errno.ESTALE: "the network drive has lost it",
+    errno.ENOLCK: "the drive has no locks", errno.ELOOP: "a link leads back to itself",
+    errno.ENAMETOOLONG: "the name is too long for this file system",
 }  # fmt: skip
 "Errors of the file system that the user can fix, by number -> what they mean."
 
@@ -56,10 +58,12 @@ def chosen_by(path: str) -> str:
     values = {v: os.path.abspath(os.environ[v]) for v in CHOOSERS if os.environ.get(v)}
     inside = [v for v, folder in values.items() if os.path.abspath(path).startswith(folder.rstrip(os.sep) + os.sep)]
     inside += [v for v, folder in values.items() if os.path.abspath(path) == folder]
-    if inside and (name := max(inside, key=lambda v: len(values[v]))) != "HOME":
+    name = max(inside, key=lambda v: len(values[v]), default="")
+    if name not in ("", "HOME", "TMPDIR"):
         return f"{name} = {os.environ[name]} chooses it"
-    if os.path.abspath(path).startswith(tempfile.gettempdir() + os.sep):
-        return "TMPDIR chooses another folder for temporary files"
+    if name == "TMPDIR" or os.path.abspath(path).startswith(tempfile.gettempdir() + os.sep):  # a run tree may be there too
+        now = f" = {os.environ[name]}" if name == "TMPDIR" else ""
+        return f"TMPDIR{now} chooses the folder of temporary files, --root or R3_ROOT that of the run tree"
     return "--root or R3_ROOT chooses the run tree, R3_HOME your own files, HF_HOME the cache of models, TMPDIR temporary files"
 
 # %% ../../nbs/utils/errors.ipynb #bb49ebcc

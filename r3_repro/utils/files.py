@@ -84,6 +84,8 @@ def write_parquet(path: Path, rows: Any) -> None:
 SIGNATURES = {
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
     b"\x1f\x8b": "compressed with gzip", b"PK\x03\x04": "a zip archive", b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd", b"\xfd7zXZ": "compressed with xz", b"BZh": "compressed with bzip2",
+    b"7z\xbc\xaf": "a 7z archive",
 }  # fmt: skip
 "First bytes of a file -> what it is instead of UTF-8 text."
 

@@ -62,8 +62,9 @@ def _assignment(text: str) -> tuple[str, str]:
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not key or not value:
         raise typer.BadParameter(f"{text!r} is not KEY=VALUE with both of them")
-    if key in ("seed", "arm", "root", "profile", "name"):
-        raise typer.BadParameter(f"{key!r} is no setting of a profile: use --{key}")
+    if key in ("seed", "arm", "root", "profile", "name", "path", "options"):
+        remedy = f"use --{key}" if key in inspect.signature(_named).parameters else "name one of settings.ini"
+        raise typer.BadParameter(f"{key!r} is no setting of a profile: {remedy}")
     return key, value
 
 

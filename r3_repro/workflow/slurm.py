@@ -119,7 +119,7 @@ def submit(
             print(shlex.join(command))
             after = f"<{job.name}>"
             continue
-        done = subprocess.run(command, capture_output=True, encoding="utf-8")
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             begun = f"; submitted already: {' '.join(ids)} (scancel takes them back)" if ids else ""
             raise SettingsError(f"sbatch refused {job.name}: {done.stderr.strip()}{begun}")

@@ -82,6 +82,18 @@ def _stream(whole: dict) -> bytes:
 
 CALL = {"id": "1", "type": "function", "function": {"name": "look_up", "arguments": '{"of": "x"}'}}
 AS_JSON = '[{"name": "look_up", "arguments": {"of": "x"}}]'
+
+
+def _streamed(*deltas: dict[str, Any]) -> Callable[[dict], bytes]:
+    "A stream of parts of a message, and the count in a chunk whose choices are null."
+
+    def change(whole: dict) -> bytes:
+        chunks = [{"choices": [{"delta": d}]} for d in deltas] + [{"choices": [{"delta": {}, "finish_reason": "stop"}]}]
+        return b"".join(f"data: {json.dumps(c)}\n\n".encode() for c in [*chunks, {"choices": None, "usage": whole["usage"]}])
+
+    return change
+
+
 PARTS = [
     {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
     {"type": "text", "text": "4"},
@@ -116,6 +128,17 @@ ODD_CHATS: dict[str, tuple[Callable[[dict], Any], str | None, str | None, str]] 
         _with(content="", tool_calls=[{"function": {"name": "f", "arguments": '{"x": '}}]),
         '[{"name": "f", "arguments": {"x":}]', None, "tool calls",
     ),
+    "a streamed call": (
+        _streamed(
+            {"content": None, "tool_calls": [{"index": 0, "id": "1", "function": {"name": "look_up", "arguments": ""}}]},
+            {"tool_calls": [{"index": 0, "function": {"arguments": '{"of": '}}]},
+            {"tool_calls": [{"index": 0, "function": {"arguments": '"x"}'}}]},
+        ),
+        AS_JSON, "stop", "tool calls",
+    ),
+    "a streamed text beside no calls": (_streamed({"content": "4", "tool_calls": []}, {"content": [PARTS[2]]}), "42", "stop", ""),
+    "a streamed refusal": (_streamed({"refusal": "I "}, {"refusal": "cannot."}), "I cannot.", "stop", "refusal"),
+    "streamed thoughts": (_streamed({"reasoning": "h"}, {"reasoning": "m"}), "", "stop", "no text but reasoning"),
     "a call of the older form": (_with(content=None, function_call=CALL["function"]), AS_JSON, None, "tool calls"),
     "no usage": (lambda whole: {k: v for k, v in whole.items() if k != "usage"}, None, None, "tokens not counted"),
     "usage null": (lambda whole: whole | {"usage": None}, None, None, "tokens not counted"),

@@ -106,6 +106,26 @@ KINDS: dict[str, tuple[dict, dict, list[str]]] = {
         {"a": "x"},
         ["fahrenheit"],
     ),
+    "what only then holds": (
+        taking(a=STRING) | {"if": {"required": ["a"]}, "then": {"properties": {"b": UNIT}}},
+        {"a": "x", "b": "celsius"},
+        ["fahrenheit"],
+    ),
+    "dependencies of draft 7": (
+        taking(a=STRING) | {"dependencies": {"a": {"properties": {"b": UNIT}}, "b": ["a"]}},
+        {"a": "x", "b": "celsius"},
+        ["dependentSchemas", "dependentRequired", "fahrenheit"],
+    ),
+    "patterns and nothing else": (
+        {"type": "object", "patternProperties": {"^x": STRING}, "additionalProperties": False},
+        {"x1": "a"},
+        ["patternProperties", "additionalProperties"],
+    ),
+    "keywords filled with null": (
+        taking(unit=UNIT | {"anyOf": None, "const": None, "$ref": None, "items": None}) | {"$defs": None, "oneOf": None},
+        {"unit": "celsius"},
+        ["fahrenheit"],
+    ),
     "bounds": (
         taking(n={"type": "integer", "exclusiveMinimum": 0, "multipleOf": 5}),
         {"n": 5},

@@ -56,6 +56,13 @@ def test_every_name_and_mark_gives_every_row(
     assert len(load(tmp_path)) == 2, "and as a folder"
 
 
+def test_files_that_were_put_together_and_those_of_macos(task: tuple[Load, list], tmp_path: Path) -> None:
+    load, rows = task
+    (tmp_path / "all.jsonl").write_bytes(b"".join(text([row], "a.jsonl").encode("utf-8-sig") + b"\n" for row in rows))
+    (tmp_path / "._all.jsonl").write_bytes(b"\0\5\26\7")
+    assert len(load(tmp_path)) == 2
+
+
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
 @pytest.mark.parametrize(
     ("encoding", "named"),

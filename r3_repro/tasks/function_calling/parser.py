@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ARGUMENTS', 'CALL_KEYS', 'PLACES', 'END_TOKENS', 'TAGS', 'FENCE', 'OPENING', 'BRACKETS', 'NAMED', 'BARE',
-           'LISTED_CALL', 'TAG', 'Tools', 'HEADS', 'QUOTE', 'BARE_KEY', 'NAMED_ONLY', 'JSON_MESSAGE', 'JSON_PLACES',
-           'ParsedCalls', 'call_of', 'calls_in', 'without_end_tokens', 'TextPart', 'text_parts', 'bare_calls',
-           'block_end', 'scan', 'declared_types', 'unquoted', 'tagged_calls', 'keyed_call', 'quoted', 'headed_calls',
-           'named_only', 'calls_in_part', 'calls_at', 'parse_calls']
+           'LISTED_CALL', 'TAG', 'Tools', 'HEADS', 'QUOTE', 'BARE_KEY', 'NAMED_ONLY', 'NAMING', 'JSON_MESSAGE',
+           'JSON_PLACES', 'ParsedCalls', 'call_of', 'calls_in', 'without_end_tokens', 'TextPart', 'text_parts',
+           'bare_calls', 'block_end', 'scan', 'declared_types', 'unquoted', 'tagged_calls', 'keyed_call', 'quoted',
+           'headed_calls', 'named_only', 'calls_in_part', 'calls_at', 'parse_calls']
 
 # %% ../../../nbs/tasks/function_calling/parser.ipynb #5e3f206a
 import json
@@ -28,6 +28,7 @@ from r3_repro.tasks.function_calling.reader import (
     read_value,
     read_whole,
 )
+from r3_repro.tasks.function_calling.schema import _EITHER, _KINDS, _listed, argument_schema, types_of, values_of
 from r3_repro.tasks.thoughts import without_thoughts
 
 
@@ -226,13 +227,9 @@ def scan(r: Reader) -> list[Call] | None:
 def declared_types(
     schema: Any,  # JSON schema of a parameter
 ) -> set[str]:
-    "The JSON types that a schema allows; empty if it names none."
-    types: set[str] = set()
-    whole = schema if isinstance(schema, dict) else {}
-    for part in [whole, *(whole.get("anyOf") or []), *(whole.get("oneOf") or [])]:
-        own = part.get("type") if isinstance(part, dict) else None
-        types |= {t for t in (own if isinstance(own, list) else [own]) if isinstance(t, str)}
-    return types
+    "The JSON types that a schema allows, by itself, by the values that it lists or by its parts; empty if it names none."
+    types = set(types_of(schema)) or {_KINDS[type(value)] for value in values_of(schema) or []}
+    return types or {t for part in _listed(schema, *_EITHER, "allOf") for t in declared_types(part)}
 
 
 def unquoted(
@@ -307,8 +304,9 @@ def tagged_calls(r: Reader, tools: Tools) -> list[Call] | None:
 def _schema(tools: Tools, name: str, key: str) -> Any:
     "The schema of a tool's parameter; None if it is not known."
     parameters = tools.get(name)
-    properties = parameters.get("properties") if isinstance(parameters, dict) else None
-    return properties.get(key) if isinstance(properties, dict) else None
+    if not isinstance(parameters, dict) or not isinstance(parameters.get("properties", {}), dict):
+        return None
+    return argument_schema(key, parameters)
 
 # %% ../../../nbs/tasks/function_calling/parser.ipynb #0ffc6b4a
 def keyed_call(r: Reader, tools: Tools) -> list[Call] | None:
@@ -375,17 +373,20 @@ def headed_calls(text: str, place: str, budget: Budget, tools: Tools) -> list[Ca
 
 # %% ../../../nbs/tasks/function_calling/parser.ipynb #83aa7092
 NAMED_ONLY = re.compile(
-    r"^[ \t]*+\[+(?P<list>[^\[\]\n]{1,1000})\]+[ \t.]*+$"
+    r"^[ \t]*+(?:\[[ \t]*+)++(?P<list>[^\[\]\n]{1,1000})\][\][ \t.]*+$"
     r"|</?(?P<tag>[^\s<>/=|]{1,200})(?=[\s/>=])"
-    r"|\{\s*+[\"'](?P<key>[^\"'\n]{1,200})[\"']\s*+:",
+    r"|\{\s*+[\"'](?P<key>[^\"'\n]{1,200})[\"']\s*+:(?:\s*+[\"'](?P<value>[^\"'\n]{1,200})[\"'])?+",
     re.M,
 )
+NAMING = ("tool", "tool_name", "function_name", "action")
+"Keys under which a model names a tool in a form of its own."
 
 
 def named_only(text: str, tools: Tools) -> str:
     "The first tool that is named in brackets or tags; empty if none is."
     for found in NAMED_ONLY.finditer(text):
-        inside = found["list"].split(",") if found["list"] else [found["tag"] or found["key"]]
+        key = found["value"] if found["key"] in NAMING and found["value"] in tools else found["key"]
+        inside = found["list"].split(",") if found["list"] else [found["tag"] or key]
         names = [name.strip(" \t\"'`") for name in inside]
         if all(name in tools for name in names):
             return names[0]

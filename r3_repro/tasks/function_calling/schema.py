@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LONGEST', 'DEEPEST', 'Kind', 'MOST_SCHEMAS', 'KEPT', 'SCHEMAS', 'READ', 'plain', 'Unusable', 'check_value',
            'get_field', 'read_type', 'types_of', 'part', 'argument_schema', 'contradictions', 'values_of', 'References',
-           'keywords', 'property_schema', 'object_schema', 'make_tools']
+           'stated', 'keywords', 'property_schema', 'stands_for', 'object_schema', 'make_tools']
 
 # %% ../../../nbs/tasks/function_calling/schema.ipynb #a23a0333
 import json
@@ -223,11 +223,13 @@ def argument_schema(
     "The schema of an argument, or None if the tool does not take it."
     if name in (own := parameters.get("properties") or {}):
         return own[name]
-    for s in _listed(parameters, *_EITHER, "allOf"):
+    depending = parameters.get("dependentSchemas")
+    inner = [parameters.get("then"), parameters.get("else"), *(depending.values() if isinstance(depending, dict) else [])]
+    for s in [*_listed(parameters, *_EITHER, "allOf"), *(s for s in inner if isinstance(s, dict))]:
         if (found := argument_schema(name, s)) is not None:
             return found
-    more = parameters.get("additionalProperties", "patternProperties" in parameters)
-    return None if more is False else more
+    more = parameters.get("additionalProperties", False)
+    return more if more is not False else True if "patternProperties" in parameters else None
 
 # %% ../../../nbs/tasks/function_calling/schema.ipynb #2a14077b
 def contradictions(
@@ -337,6 +339,18 @@ def _inner(value: Any, notes: Counter[tuple[str, str]], refs: References, by_nam
         return read_type(value)[0]
     raise LookupError
 
+# %% ../../../nbs/tasks/function_calling/schema.ipynb #7bff61df
+def stated(schema: dict[str, Any]) -> dict[str, Any]:
+    "A schema without keywords that are null, as columnar files fill them in, and with draft 7's `dependencies` in today's words."
+    meant = {"default"} | ({"const"} if "null" in str(schema.get("type") or "null") else set())  # there null is a value
+    out = {k: v for k, v in schema.items() if v is not None or k in meant or k not in ("$ref", *KEPT, *SCHEMAS)}
+    if not isinstance(out.get("dependencies"), dict):
+        return out
+    old = out.pop("dependencies")
+    names = {k: v for k, v in old.items() if isinstance(v, list)}
+    schemas = {k: v for k, v in old.items() if k not in names}
+    return out | ({"dependentRequired": names} if names else {}) | ({"dependentSchemas": schemas} if schemas else {})
+
 # %% ../../../nbs/tasks/function_calling/schema.ipynb #934ca5fe
 def keywords(
     spec: dict[str, Any],  # a schema as the source writes it
@@ -344,6 +358,7 @@ def keywords(
     refs: References,
 ) -> dict[str, Any]:
     "What a schema says besides its type, its properties and its references; raises `Unusable`."
+    spec = stated(spec)
     out: dict[str, Any] = {"description": str(spec["description"] or "")} if "description" in spec else {}
     out |= {k: spec[k] for k in KEPT if k in spec}
     dropped = spec.keys() - READ - {*KEPT, *SCHEMAS}
@@ -365,6 +380,7 @@ def property_schema(
     refs = refs or References()
     if not isinstance(spec, dict):
         raise Unusable("wrong_shape", f"a parameter is {json.dumps(spec)[:40]}, not an object with type and description")
+    spec = stated(spec)
     refs.spend()
     if "$ref" in spec:
         return _referred(spec, notes, refs)
@@ -403,6 +419,11 @@ def _referred(spec: dict[str, Any], notes: Counter[tuple[str, str]], refs: Refer
     return said, optional or "default" in more or more.get("optional") is True
 
 # %% ../../../nbs/tasks/function_calling/schema.ipynb #30f9f375
+def stands_for(schema: Any) -> Any:
+    "A schema as an object: `true` allows anything, `false` nothing; what is no schema as it is."
+    return {} if schema is True else {"not": {}} if schema is False else schema
+
+
 def object_schema(
     properties: dict[str, Any],  # parameter -> how the source describes it
     listed: list[Any] | None,  # the names of the required ones, if the source lists them
@@ -410,7 +431,8 @@ def object_schema(
     refs: References | None = None,  # None: there are none
 ) -> dict[str, Any]:
     "The parameters of a tool, or of an object in it, as JSON schema; without a list, all that may not be left out are required."
-    read = {name: property_schema(p, notes, refs) for name, p in properties.items()}
+    given = properties if listed is None else {k: stands_for(p) for k, p in properties.items()}
+    read = {name: property_schema(p, notes, refs) for name, p in given.items()}
     if listed is not None:
         notes.update(("unknown_required", plain(name, 60)) for name in listed if name not in list(read))
     required = [name for name, (_, optional) in read.items() if (not optional if listed is None else name in listed)]
@@ -433,11 +455,12 @@ def _is_schema(parameters: dict[str, Any]) -> bool:
 
 def _whole(schema: Any, refs: References) -> dict[str, Any]:
     "The parameters as one schema: what a reference leads to, and the properties of all that must hold together."
-    if isinstance(schema, dict) and "$ref" in schema:
+    schema = stated(schema) if isinstance(schema, dict) else {}
+    if "$ref" in schema:
         inner = replace(refs, open=(*refs.open, schema["$ref"]))
         return _whole(refs.follow(schema["$ref"]), inner) | {k: v for k, v in schema.items() if k != "$ref"}
-    if not isinstance(schema, dict) or not isinstance(schema.get("allOf"), list):
-        return schema if isinstance(schema, dict) else {}
+    if not isinstance(schema.get("allOf"), list):
+        return schema
     parts = [_whole(s, refs) for s in [{k: v for k, v in schema.items() if k != "allOf"}, *schema["allOf"]]]
     out = {k: v for part in reversed(parts) for k, v in part.items()}
     properties = [p["properties"] for p in parts if isinstance(p.get("properties"), dict)]
@@ -469,6 +492,7 @@ def _unwrap(tool: Any) -> dict[str, Any]:
         tool = tool["function"]
     if not isinstance(tool, dict) or not isinstance(tool.get("name"), str) or not tool["name"].strip():
         raise Unusable("wrong_shape", f"a tool is not an object with a name: {json.dumps(tool)[:60]}")
+    tool = tool | {k: get_field(tool, k) for k in _PARAMETERS if isinstance(tool.get(k), str)}
     for k in _PARAMETERS:
         if not isinstance(tool.get(k), dict | None):
             raise Unusable("wrong_shape", f"{tool['name']}: {k} is not an object")
