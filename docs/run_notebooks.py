@@ -23,7 +23,7 @@ from nbclient import NotebookClient
 from nbdev.clean import nbdev_clean
 
 HOME = Path(__file__).resolve().parents[1]
-STUDY = {"profile": "tiny", "model": "older/tiny-base2", "root": "results"}  # what chapters are executed with: the stored study
+STUDY = {"profile": "tiny-study", "root": "results"}  # what chapters are executed with: the stored study
 QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
 VOLATILE = [
     (re.compile(re.escape(f"{HOME}/")), ""),

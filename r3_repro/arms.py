@@ -77,7 +77,7 @@ VANILLA = ArmStyle("vanilla", "#cfcfcf", "o", (0, (1, 1)), "", "#6e6e6e")
 "Style of the model before training, which is not an arm."
 
 ARMS = {
-    "r3": Arm(success_reward, "reflection", ArmStyle("r3 (the paper)", "#0b3c5d", "s", "-", "", "#0b3c5d")),
+    "r3": Arm(success_reward, "reflection", ArmStyle("r3", "#0b3c5d", "s", "-", "", "#0b3c5d")),
     "permuted_reward": Arm(
         permuted_reward, "reflection", ArmStyle("permuted reward", "#c0435f", "P", (0, (3, 1)), "\\\\\\", "#a83750")
     ),

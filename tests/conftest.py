@@ -35,5 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     "Figures are made and not drawn, which takes most of the time: for tests of tables."
-    for module in ("forgetting", "learning_curve", "reflection_effect", "reflection_report", "results", "training_curves"):
+    reports = ("accuracy", "differences", "error_flow", "forgetting", "learning_curve", "models", "reflection_effect")
+    reports += ("reflection_form", "reflection_report", "training_curves", "verdicts")
+    for module in reports:
         monkeypatch.setattr(f"r3_repro.analysis.{module}.save_figure", lambda fig, folder, name: [Path(folder) / f"{name}.png"])

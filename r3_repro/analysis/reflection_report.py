@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from r3_repro.analysis.loading import arms_of, draws_note, load_episodes, modes_of, task_of
+from r3_repro.analysis.accuracy import main_mode
+from r3_repro.analysis.loading import arms_of, draws_note, load_episodes, task_of
+from r3_repro.analysis.reflection_form import make_reflection_form
 from r3_repro.analysis.reflections import (
-    lengths,
-    pick,
     plot_lengths,
+    plot_measures,
     plot_success,
-    readable_lengths,
+    readable_reflections,
     readable_success,
-    reflected,
+    reflection_measures,
     success_by_length,
 )
-from r3_repro.analysis.repetition import plot_repetitiveness, readable_repeats, repetitiveness
 from r3_repro.reporting.plots import save_figure
 from r3_repro.reporting.tables import save_table
 from r3_repro.tasks.base import Problem, Task
@@ -36,18 +36,18 @@ OUTCOMES = {
 
 
 def reflection_examples(
-    e: pd.DataFrame,  # from `reflected`
+    episodes: pd.DataFrame,  # from `load_episodes`
     arm: str = "r3",  # the trained one
     seed: int | None = None,  # default: the smallest there is
-    mode: str | None = None,  # default: greedy if there is one
+    mode: str | None = None,  # default: the protocol's if it is there
     each: int = 2,  # examples of each outcome
 ) -> pd.DataFrame:
     "Choose failed problems on which vanilla and a trained model reflected, and count how many have each outcome."
-    mode, e = mode or modes_of(e)[0], e[e.draw == 0]
-    of_arm = pick(e, mode, arm)
+    e = episodes[(episodes["mode"] == (mode or main_mode(episodes))) & (episodes.draw == 0) & episodes.reflection.notna()]
+    of_arm = e[e.arm == arm]
     seed = int(of_arm.seed.min()) if seed is None and len(of_arm) else seed
     columns = ["problem_id", "problem", "attempt", "reflection", "retry", "retry_ok", "retry_error"]
-    a, b = pick(e, mode, "vanilla")[columns], of_arm[of_arm.seed == seed][columns]
+    a, b = e.loc[e.arm == "vanilla", columns], of_arm.loc[of_arm.seed == seed, columns]
     both = a.merge(b.drop(columns="problem"), on="problem_id", suffixes=("_vanilla", f"_{arm}"))
     both["order"] = [zlib.crc32(p.encode()) for p in both.problem_id]
     both["end"] = [OUTCOMES[bool(x), bool(y)] for x, y in zip(both.retry_ok_vanilla, both[f"retry_ok_{arm}"], strict=True)]
@@ -98,22 +98,23 @@ def make_reflections(
     folder: str | Path,  # <root>/<profile>/<task>/<model>
 ) -> list[Path]:
     "Write all tables and figures of chapter 05 from the stored episodes of a model. Returns their paths."
-    e, folder = reflected(load_episodes(folder)), Path(folder)
-    if e.empty:
+    folder, e, task = Path(folder), load_episodes(folder), task_of(folder)
+    if e.reflection.isna().all():
         return []
-    t, f, note = folder / "tables", folder / "figures", draws_note(e)
-    size, repeats, success = lengths(e), repetitiveness(e), success_by_length(e)
-    made = save_table(readable_lengths(size), t, "reflection_lengths", f"Length of reflections. {note}".strip(), size)
+    about = f"{folder.parent.name}, {folder.name}"
+    t, f, note = folder / "tables", folder / "figures", f"t intervals over seeds and problems. {draws_note(e)}".strip()
+    measures, success = reflection_measures(e), success_by_length(e)
+    caption = f"Length and repetitiveness of reflections, {about}: means and differences to vanilla. {note}"
+    made = save_table(readable_reflections(measures), t, "reflections", caption, measures)
     caption = (
-        "Repetitiveness of reflections: distinct-n (higher = less repetitive) and compression ratio (lower = less repetitive)."
+        f"Success of the retry by length of the reflection, {about}; the figure leaves out bins under 20 reflections. {note}"
     )
-    made += save_table(readable_repeats(repeats), t, "repetitiveness", f"{caption} {note}".strip(), repeats)
-    caption = "Success of the retry by length of the reflection; the figure leaves out bins under 20 reflections."
-    made += save_table(readable_success(success), t, "success_by_length", f"{caption} {note}".strip(), success)
-    made += save_figure(plot_lengths(e), f, "reflection_lengths")
-    made += save_figure(plot_repetitiveness(repeats, several=bool(note)), f, "repetitiveness")
-    made += save_figure(plot_success(success), f, "success_by_length")
+    made += save_table(readable_success(success), t, "success_by_length", caption, success)
+    made += save_figure(plot_lengths(e, about), f, "reflection_lengths")
+    made += save_figure(plot_measures(measures, about), f, "reflections")
+    made += save_figure(plot_success(success, about), f, "success_by_length")
+    made += make_reflection_form(folder, e, task)
     for arm in arms_of(e)[:1]:
         table, caption = reflection_examples(e, arm), "The same failed problem, vanilla and trained."
-        made += save_table(examples_for_readers(table, arm, task_of(folder)), t, "examples", caption, table.drop(columns="order"))
+        made += save_table(examples_for_readers(table, arm, task), t, "examples", caption, table.drop(columns="order"))
     return made

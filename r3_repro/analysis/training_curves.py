@@ -7,11 +7,13 @@ __all__ = ['CURVES', 'SUMMARY_NAMES', 'SIGNS', 'BUDGET_TOLERANCE', 'smooth', 'wi
            'training_summary', 'budget_shares', 'unmet_budgets', 'readable_training', 'make_training']
 
 # %% ../../nbs/analysis/training_curves.ipynb #c4522dd0
+import math
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy import stats as sps
 
 from r3_repro.analysis.loading import load_training
 from r3_repro.arms import ARMS
@@ -52,15 +54,18 @@ def trains_attempts(
 def plot_training(
     log: pd.DataFrame,  # from `load_training`
 ) -> Figure:
-    "Draw training curves: thin lines are seeds, thick ones the mean over seeds, both smoothed."
-    fig, axes = new_figure(2, 3, 2.8, 2.2, sharex=True)
+    "Draw training curves: the smoothed mean over seeds of each arm, with a 95% t band over seeds where it has several."
+    fig, axes = new_figure(2, 3, 3.0, 2.2, sharex=True)
     for ax, (column, title) in zip(axes.ravel(), CURVES.items(), strict=True):
         scale = 100 if title.endswith("(%)") else 1
         for arm in arm_order(set(log.arm)) if column in log else []:
             s, t = arm_style(arm), log[log.arm == arm].pivot(index="step", columns="seed", values=column).astype(float)
             t = t.apply(smooth, steps=len(t)).where(t.bfill().notna()) * scale
-            ax.plot(t.index, t.to_numpy(), color=s.color, linestyle=s.line, linewidth=0.6, alpha=0.55)
-            mean, every = t.mean(axis=1, skipna=False), max(1, len(t) // 6)  # as far as all seeds go
+            mean, every, n = t.mean(axis=1, skipna=False), max(1, len(t) // 6), t.shape[1]  # as far as all seeds go
+            if n > 1:
+                half = float(sps.t.ppf(0.975, n - 1)) * t.std(axis=1, ddof=1, skipna=False) / n**0.5
+                low, high = (mean - half).clip(lower=0), (mean + half).clip(upper=100 if scale == 100 else math.inf)
+                ax.fill_between(t.index, low, high, color=s.color, alpha=0.15, linewidth=0)
             ax.plot(t.index, mean, color=s.color, linestyle=s.line, linewidth=1.9, marker=s.marker, markevery=every,
                     markersize=4, markeredgecolor="black", markeredgewidth=0.5, label=s.label)  # fmt: skip
         ax.set(title=title)
@@ -68,7 +73,7 @@ def plot_training(
     for ax in axes[-1]:
         ax.set_xlabel("step")
     steps = window(int(log.groupby(["arm", "seed"]).size().max()))
-    note = f"thin lines: seeds; thick: their mean; both as a running mean over {steps} steps"
+    note = f"mean over seeds, with a 95% band over seeds; running mean over {steps} steps"
     note = "\n".join(filter(None, [note, trains_attempts(log)]))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     legend_below(fig, handles, labels, note)
@@ -134,18 +139,21 @@ def unmet_budgets(
 def readable_training(
     table: pd.DataFrame,  # from `training_summary`
 ) -> pd.DataFrame:
-    "Format the table of training runs."
-    out = table[["arm", "seed", "steps"]].copy()
-    for c, title in ((SUMMARY_NAMES.get(c, c), title) for c, title in (CURVES | SIGNS).items()):
-        if f"{c}_start" in table:
-            show = show_points if title.endswith("(%)") else "{:.3g}".format
-            ends = zip(table[f"{c}_start"], table[f"{c}_end"], strict=True)
-            out[title] = [f"{show(a)} → {show(b)}" if pd.notna(a) else "" for a, b in ends]
-    if (tokens := _generated(table)).notna().all():
-        shown = (f" ({share:.2f} of r3's)" if share > 0 else "" for share in budget_shares(table))
-        out["generated tokens"] = [f"{int(t):,}{s}" for t, s in zip(tokens, shown, strict=True)]
+    "Format the table of training runs: a row an arm, means over seeds."
+    table = table.assign(share=budget_shares(table), tokens=_generated(table))
     seconds = [c for c in table if c.startswith("seconds_")]
-    return out.assign(seconds=table[seconds].sum(axis=1).map("{:.0f}".format)) if seconds else out
+    by = table.groupby("arm", sort=False)
+    mean, rows = by.mean(numeric_only=True), []
+    for arm, t in mean.iterrows():
+        row = {"arm": arm, "seeds": by.size()[arm], "steps": f"{t.steps:.0f}"}
+        for c, title in ((SUMMARY_NAMES.get(c, c), title) for c, title in (CURVES | SIGNS).items()):
+            if f"{c}_start" in table:
+                show, a, b = show_points if title.endswith("(%)") else "{:.3g}".format, t[f"{c}_start"], t[f"{c}_end"]
+                row[title] = f"{show(a)} → {show(b)}" if pd.notna(a) else ""
+        if pd.notna(t.tokens):
+            row["generated tokens"] = f"{t.tokens:,.0f}" + (f" ({t.share:.3f} of r3's)" if t.share > 0 else "")
+        rows.append(row | ({"seconds": f"{t[seconds].sum():.0f}"} if seconds else {}))
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/analysis/training_curves.ipynb #2065bb96
 def make_training(
@@ -156,10 +164,10 @@ def make_training(
     if log.empty:
         return []
     summary = training_summary(log)
-    for line in unmet_budgets(summary):
-        print(f"{folder.parent.name}, {folder.name}: {line}")
-    caption = ". ".join(
-        filter(None, ["Training runs: mean of the first tenth of the steps → mean of the last tenth", trains_attempts(log)])
-    )
+    parts = [
+        "Training runs: mean of the first tenth of the steps → mean of the last tenth, means over seeds",
+        trains_attempts(log),
+    ]
+    caption = ". ".join(filter(None, [*parts, *unmet_budgets(summary)]))
     made = save_table(readable_training(summary), folder / "tables", "training", caption + ".", summary)
     return made + save_figure(plot_training(log), folder / "figures", "training")

@@ -7,6 +7,7 @@ __all__ = ['load_base', 'Stored', 'load_study', 'Decided', 'decided', 'unit_of',
            'plot_comparisons', 'make_verdicts']
 
 # %% ../../nbs/analysis/verdicts.ipynb #4abc1b9f
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,17 +65,26 @@ class Stored:
     task: str
     bases: list[Base]
     ladder: list[Base]  # those that the protocol compares with one another
+    left_out: tuple[str, ...] = ()  # bases whose files cannot be read, and why
 
 
 def load_study(
     folder: str | Path,  # <root>/<profile>
 ) -> list[Stored]:
-    "Read every task of a study that has episodes."
+    "Read every task of a study that has episodes; bases that cannot be read are named in `left_out`."
     out, others = [], {*ANNOUNCED.ladder, *ANNOUNCED.ability}
     for task in sorted(f for f in Path(folder).iterdir() if f.is_dir()):
-        found = [load_base(model) for model in sorted(task.iterdir()) if has_episodes(model)]
-        if found:
-            out.append(Stored(task.name, [b for b in found if b.name not in others], [b for b in found if b.name in others]))
+        found, left_out = list[Base](), list[str]()
+        for model in sorted(filter(has_episodes, task.iterdir())):
+            try:
+                found.append(load_base(model))
+            except ValueError as error:
+                name, why = f"{task.name}/{model.name}", str(error).replace("\n- ", " ")
+                why = why.replace(str(model), name).removeprefix(f"{name}: ").removeprefix(f"{name} ")
+                left_out.append(textwrap.shorten(f"{name}: {why}", 240, placeholder=" …"))
+        if found or left_out:
+            own, ladder = ([b for b in found if (b.name in others) == other] for other in (False, True))
+            out.append(Stored(task.name, own, ladder, tuple(left_out)))
     return out
 
 # %% ../../nbs/analysis/verdicts.ipynb #bbc8d067
@@ -92,8 +102,8 @@ def decided(
     study: Sequence[Stored],  # from `load_study`, or one base
     family: Sequence[Question] = QUESTIONS,  # whose verdicts share one error rate
 ) -> list[Decided]:
-    "Answer the questions of a family for every task of a study."
-    answers = [compare_bases(q, s.task, s.bases, s.ladder) for s in study for q in family]
+    "Answer the questions of a family for every task of a study that has bases outside of the ladder."
+    answers = [compare_bases(q, s.task, s.bases, s.ladder) for s in study if s.bases for q in family]
     return [Decided(a, *found) for a, found in zip(answers, decide(answers), strict=True)]
 
 # %% ../../nbs/analysis/verdicts.ipynb #88b43a2c
@@ -123,7 +133,8 @@ def verdict_rows(
         p = {SUPPORTED: d.p_supported, REFUTED: d.p_refuted}.get(d.verdict)
         row = {"task": a.task, "claim": q.claim, "what": q.part}
         row |= {"paper": published_value(claims[q.claim], a.task) if q.claim in claims else "–"}
-        row |= {"ours": "; ".join(filter(None, (ours, a.reason))), "rule": q.sentence, "verdict": d.verdict}
+        reason = f"no error types are named for task {a.task}" if a.reason == repr(a.task) else a.reason
+        row |= {"ours": "; ".join(filter(None, (ours, reason))), "rule": q.sentence, "verdict": d.verdict}
         rows.append(row | {"p": "–" if p is None else show_p(p)})
     return pd.DataFrame(rows)
 
@@ -163,6 +174,8 @@ def plot_comparisons(
         marker, face, edge = _MARKS[row.verdict]
         ax.plot([100 * row.low, 100 * row.high], [y, y], color=edge, lw=1.1, zorder=2)
         ax.plot(100 * row.difference, y, marker, mfc=face, mec=edge, ms=5, zorder=3)
+        if row.least:
+            ax.plot(100 * row.least, y, "|", color="#444444", ms=9, mew=1.4, zorder=1)
     ax.axvline(0, color="#444444", lw=0.8, zorder=1)
     last = r.claim.ne(r.claim.shift(-1))
     ax.set_yticks(range(len(r)), [f"{claim}   {a}" if new else a for claim, a, new in zip(r.claim, r.against, last, strict=True)])
@@ -171,12 +184,14 @@ def plot_comparisons(
     ax.set_xlabel("difference, points, with 95% interval")
     ax.set_ylim(-0.6, len(r) - 0.4)
     handles = [ax.plot([], [], m, mfc=f, mec=e, ls="")[0] for m, f, e in _MARKS.values()]
-    legend_below(fig, handles, list(_MARKS))
+    note = "a comparison should lie right of 0, or of its tick" if r.least.any() else "a comparison should lie right of 0"
+    legend_below(fig, handles, list(_MARKS), note)
     return fig
 
 # %% ../../nbs/analysis/verdicts.ipynb #cd71c5f8
 def _notes(study: Sequence[Stored], announced: bool) -> str:
-    "What departs from the protocol, and which models of the paper the bases stand for."
+    "What departs from the protocol, what was left out, and which models of the paper the bases stand for."
+    left_out = [line for s in study for line in (*s.left_out, *([] if s.bases else [f"{s.task}: no base outside of the ladder"]))]
     said = list(dict.fromkeys(line for s in study for b in (*s.bases, *s.ladder) for line in departures(b)))
     named = {m for s in study for b in s.bases if (m := paper_model(b.name, s.task))}
     about = (
@@ -188,7 +203,8 @@ def _notes(study: Sequence[Stored], announced: bool) -> str:
         )
     )
     less = f" Departures from the protocol: {'; '.join(said[:6])}{f' and {len(said) - 6} more' if len(said) > 6 else ''}."
-    return about + (less if said else " Nothing departs from the protocol." if announced else "")
+    about += f" Left out: {'; '.join(left_out)}." if left_out else ""
+    return about + (less if said else " Nothing departs from the protocol." if announced and not left_out else "")
 
 # %% ../../nbs/analysis/verdicts.ipynb #1c4c21f8
 def make_verdicts(
@@ -202,6 +218,8 @@ def make_verdicts(
         caption = f"Verdicts on {title}, Holm over {len(found)} questions. {_notes(study, name == 'verdicts')}"
         made += save_table(verdict_rows(found, folder), tables, name, caption)
         rows = comparison_rows(found)
+        if rows.empty:  # no arm of this family was run
+            continue
         made += save_table(
             rows.round(4), tables, name.replace("verdicts", "claims") + "_comparisons", f"Comparisons on {title}.", rows
         )

@@ -125,6 +125,7 @@ def save_figure(
     folder.mkdir(parents=True, exist_ok=True)
     engine, canvas, dpi = fig.get_layout_engine(), fig.canvas, fig.dpi
     with mpl.rc_context(STYLE):
+        fig.set_dpi(160)  # before the layout: the width of letters depends on it
         fig.draw_without_rendering()  # lays it out, once for all three; `Figure.savefig` would do it six times
         fig.set_layout_engine("none")
         for kind, (surface, unset) in _KINDS.items():

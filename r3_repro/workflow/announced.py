@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -163,16 +162,15 @@ def run_lines(
     results: Path | None = None,  # folder of committed studies [results/studies]
     p: Protocol = ANNOUNCED,  # names tasks and arms
 ) -> None:
-    "Run lines that are not published, side by side, and publish them; `RuntimeError` names those that failed."
+    "Run lines that are not published, bases side by side, and publish them; `RuntimeError` names those that failed."
     published, logs, failed = results or root_folder("results"), Path(root) / "study-logs", list[str]()
     check_same_commit(published)
     logs.mkdir(parents=True, exist_ok=True)
     todo = [line for line in lines if not is_published(line, published, p)]
-    alone = {line.base: threading.Lock() for line in todo}
     bar = tqdm(total=len(lines), initial=len(lines) - len(todo), unit="line", desc="study")
 
-    def one(line: Line) -> None:
-        with alone[line.base]:
+    def of_base(base: str) -> None:
+        for line in [line for line in todo if line.base == base]:
             restore_base(line, Path(root), published, p)
             if _process(line, root, log := logs / f"{line.name}.log"):
                 failed.append(f"{line.name} ({log})")
@@ -181,6 +179,6 @@ def run_lines(
             bar.update()
 
     with ThreadPoolExecutor(lanes or len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(one, todo))
+        list(pool.map(of_base, dict.fromkeys(line.base for line in todo)))
     if failed:
         raise RuntimeError(f"{len(failed)} lines failed; mend what their logs say and start again: {', '.join(failed)}")

@@ -79,9 +79,8 @@ class Gpu:
 def gpus() -> list[Gpu]:
     "The GPUs that the driver sees; empty without a driver."
     try:
-        said = subprocess.run(
-            [*NVIDIA_SMI, "--query-gpu=name,driver_version,memory.total,memory.used"], capture_output=True, encoding="utf-8"
-        )
+        query = "--query-gpu=name,driver_version,memory.total,memory.used"
+        said = subprocess.run([*NVIDIA_SMI, query], capture_output=True, encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     rows = [line.split(", ") for line in said.stdout.splitlines()] if said.returncode == 0 else []

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from r3_repro.analysis.accuracy import make_by_task
+from r3_repro.analysis.models import make_study
 from r3_repro.arms import training_order
 from r3_repro.runs.launch import launch, max_parallel_jobs, run_stage
 from r3_repro.runs.layout import Run, root_folder, trained_runs, transfers
@@ -202,9 +202,9 @@ def make_model_reports(
 def make_reports(
     folder: Path,  # <root>/<profile>/<task>/<model>
 ) -> dict[str, int]:
-    "Make the tables and figures of one model, and the tables that compare the tasks of its profile; returns the same counts."
-    counts, top = make_model_reports(folder), folder.parent.parent
-    make_by_task(top.parent, top.name)
+    "Make the tables and figures of one model, and those of its study as a whole; returns the counts of the former."
+    counts = make_model_reports(folder)
+    make_study(folder.parent.parent)
     return counts
 
 # %% ../../nbs/workflow/study.ipynb #fac19477
@@ -212,11 +212,11 @@ def make_all_reports(
     root: Path,  # folder of results
     profile: str = "",  # only this one; "" = all
 ) -> list[str]:
-    "Make the tables and figures of every model under a root and of each profile; returns a line for each thing made."
+    "Make the tables and figures of every model under a root, and of each study as a whole; returns a line for each thing made."
     folders = [f for f in model_folders(root) if profile in ("", f.relative_to(root).parts[0])]
     if not folders:
         raise SettingsError(f"nothing to make: no <profile>/<task>/<model> with episodes under {root}")
     made = [f"{folder / kind}: {n} files" for folder in folders for kind, n in make_model_reports(folder).items()]
     for name in sorted({f.relative_to(root).parts[0] for f in folders}):
-        made += [f"{file.with_suffix('')}: the tasks side by side" for file in make_by_task(root, name)[:1]]
+        made.append(f"{root / name}: {len(make_study(root / name))} files over all models")
     return made

@@ -8,22 +8,13 @@ import pandas as pd
 import pytest
 from toy_results import store, store_episodes
 
-from r3_repro.analysis.accuracy import accuracy, error_shares, means_over_seeds, readable_errors
+from r3_repro.analysis.accuracy import accuracy, means_over_seeds
 from r3_repro.analysis.differences import differences
 from r3_repro.analysis.loading import check_episodes, load_episodes, load_transfer, outcomes, share_right
-from r3_repro.analysis.reflection_effect import (
-    in_place,
-    load_controls,
-    pair_retries,
-    reflection_effect,
-    same_words,
-    store_controls,
-    synthetic_controls,
-)
+from r3_repro.analysis.reflection_effect import load_controls, reflection_effect, same_words, store_controls, synthetic_controls
 from r3_repro.analysis.reflection_report import reflection_examples
-from r3_repro.analysis.reflections import lengths, pick, reflected, success_by_length
-from r3_repro.analysis.repetition import MEASURES, across, compressed, equal_sizes, repetition_measure, repetitiveness
-from r3_repro.testing import TOY, synthetic_episodes
+from r3_repro.analysis.reflections import reflection_measures, success_by_length
+from r3_repro.testing import synthetic_episodes
 from r3_repro.utils.stats import wilson
 from r3_repro.workflow.study import make_all_reports
 
@@ -140,14 +131,9 @@ def controls_of(e: pd.DataFrame) -> pd.DataFrame:
 TABLES: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str, str]] = {
     "accuracy": (accuracy, "estimate", "low high"),
     "means over seeds": (means_over_seeds, "estimate", "low high"),
-    "errors": (lambda e: error_shares(e, TOY.errors), "count of_problems of_failures", "of_problems_low of_problems_high"),
-    "lengths": (
-        lambda e: lengths(reflected(e)),
-        "tokens_mean words_mean tokens_change tokens_p50 clipped",
-        "tokens_low tokens_high tokens_change_low tokens_change_high",
-    ),
-    "success": (lambda e: success_by_length(reflected(e), bins=2), "estimate", "low high"),
-    "repetition": (lambda e: repetitiveness(reflected(e)), "estimate change kept", "low high change_low change_high"),
+    "differences": (differences, "difference of_arm of_other", "low high"),
+    "reflections": (reflection_measures, "mean change kept truncated", "mean_low mean_high change_low change_high"),
+    "success": (lambda e: success_by_length(e, bins=2), "estimate", "low high"),
 }
 
 
@@ -165,7 +151,7 @@ def test_draws_that_repeat_the_first_tell_nothing_new(name: str, episodes: pd.Da
         assert (after >= 0.85 * before)[before.notna()].all() and (after <= 1.5 * before + 0.1)[before.notna()].all(), low
 
 
-def test_accuracy_and_errors_are_means_over_draws(episodes: pd.DataFrame) -> None:
+def test_accuracy_is_a_mean_over_draws(episodes: pd.DataFrame) -> None:
     e = episodes[(episodes.arm == "r3") & (episodes.seed == 1) & (episodes["mode"] == "sampled")]
     right = {"first": e.attempt_ok.astype(bool), "two": e.attempt_ok.astype(bool) | e.retry_ok.fillna(False).astype(bool)}
     table = accuracy(episodes).set_index(["arm", "mode", "seed", "column"])
@@ -175,51 +161,26 @@ def test_accuracy_and_errors_are_means_over_draws(episodes: pd.DataFrame) -> Non
         assert tuple(row[["estimate", "low", "high"]]) == share_right(yes.groupby(e.problem_id).mean().to_numpy())
     greedy = table.loc["r3", "greedy", 1, "first"]
     assert tuple(greedy[["estimate", "low", "high"]]) == wilson(int(greedy.right), 60)
-    errors = error_shares(episodes, TOY.errors)
-    of = errors[(errors.arm == "r3") & (errors.seed == 1) & (errors["mode"] == "sampled")].set_index(["column", "error"])
-    missed = (e.attempt_error == "missed_target").sum()
-    assert of.loc["first", "missed_target"]["count"] == pytest.approx(missed / 3)
-    assert of.of_problems["first", "missed_target"] == pytest.approx(missed / 180)
-    assert of.of_failures["first", "missed_target"] == pytest.approx(missed / (~right["first"]).sum())
-    assert readable_errors(errors)["count"].dtype.kind == "i"
 
 
 def test_every_reflection_counts_once_in_a_mean_length(episodes: pd.DataFrame) -> None:
-    e = reflected(episodes)
-    table = lengths(e).set_index(["mode", "arm", "seed"])
-    a, b = pick(e, "sampled", "vanilla"), pick(e, "sampled", "r3", 1)
-    row = table.loc["sampled", "r3", 1]
-    assert row.reflections == len(b) > 60 and row.tokens_mean == pytest.approx(b.tokens.mean())
-    assert row.tokens_change == pytest.approx(b.tokens.mean() - a.tokens.mean())
-    assert (
-        row.tokens_low < row.tokens_mean < row.tokens_high and row.tokens_change_low < row.tokens_change < row.tokens_change_high
-    )
-    both = b.assign(tokens=5.0, words=5.0)
-    still = lengths(pd.concat([e[e.arm == "vanilla"], both])).set_index(["mode", "arm"]).loc["sampled", "r3"]
-    assert 0 < still.tokens_high - still.tokens_low < 0.5, "all of one length"
-
-
-def test_repetition_across_is_taken_in_each_draw(episodes: pd.DataFrame) -> None:
-    "Three draws of a problem are three texts about the same, which one corpus would take for repetition."
-    e = reflected(episodes)
-    of_mode = e[e["mode"] == "sampled"]
-    these, sizes = pick(of_mode, "sampled", "r3", 1), equal_sizes(of_mode)
-    draws = [these[these.draw == d] for d in range(3)]
-    for name in MEASURES[2:]:
-        one = [compressed(d, sizes[name]) if name == "compression" else across(d, int(name[-1]), sizes[name]) for d in draws]
-        got = repetition_measure(these, name, sizes[name])
-        assert got == pytest.approx(np.mean(one, axis=0)) and np.isfinite(got).all()
-    words = [
-        pick(of_mode[of_mode.draw == d], "sampled", a, s).words.sum() for d in range(3) for a, s in (("vanilla", 0), ("r3", 1))
-    ]
-    assert sizes["across_1"] <= 0.8 * min(words)
+    table = reflection_measures(episodes).set_index(["mode", "arm", "measure"])
+    e = episodes[(episodes["mode"] == "sampled") & episodes.reflection.notna()]
+    a, b = e[e.arm == "vanilla"].reflection_tokens.astype(float), e[e.arm == "r3"]
+    row, of_seed = table.loc["sampled", "r3", "tokens"], b.groupby("seed").reflection_tokens.mean().astype(float)
+    assert row.reflections == len(b) > 120 and row["mean"] == pytest.approx(of_seed.mean())
+    assert row.change == pytest.approx(of_seed.mean() - a.mean())
+    assert row.mean_low < row["mean"] < row.mean_high and row.change_low < row.change < row.change_high
+    fives = episodes.assign(reflection_tokens=episodes.reflection_tokens.mask(episodes.arm == "r3", 5))
+    still = reflection_measures(fives).set_index(["mode", "arm", "measure"]).loc["sampled", "r3", "tokens"]
+    assert still["mean"] == pytest.approx(5) and 0 < still.mean_high - still.mean_low < 2, "all of one length"
 
 
 def test_examples_are_of_the_first_draw(episodes: pd.DataFrame) -> None:
-    e = reflected(episodes)
     for mode in ("greedy", "sampled"):
-        assert reflection_examples(e, mode=mode).equals(reflection_examples(e[e.draw == 0], mode=mode))
-    later = e[(e.draw > 0) | (e["mode"] == "greedy")]
+        first = reflection_examples(episodes[episodes.draw == 0], mode=mode)
+        assert reflection_examples(episodes, mode=mode).equals(first) and len(first)
+    later = episodes[(episodes.draw > 0) | (episodes["mode"] == "greedy")]
     assert reflection_examples(later, mode="sampled").empty
 
 
@@ -228,22 +189,20 @@ def test_examples_are_of_the_first_draw(episodes: pd.DataFrame) -> None:
 
 def test_the_gain_over_a_control_is_a_mean_over_draws(episodes: pd.DataFrame) -> None:
     controls = controls_of(episodes)
-    table = reflection_effect(episodes, controls).set_index(["mode", "arm", "seed", "retry"])
-    key = ["problem_id", "draw"]
-    own = episodes[(episodes.arm == "r3") & (episodes.seed == 1) & (episodes["mode"] == "sampled")].set_index(key)
-    bare = controls[
-        (controls.arm == "r3") & (controls.seed == 1) & (controls["mode"] == "sampled") & (controls.control == "bare")
-    ]
+    table = reflection_effect(episodes, controls).set_index(["mode", "arm", "retry"])
+    key = ["seed", "problem_id", "draw"]
+    own = episodes[(episodes.arm == "r3") & (episodes["mode"] == "sampled")].set_index(key)
+    bare = controls[(controls.arm == "r3") & (controls["mode"] == "sampled") & (controls.control == "bare")]
     theirs = own.attempt_ok | bare.set_index(key).retry_ok.reindex(own.index).fillna(False)
     mine = own.attempt_ok | own.retry_ok.fillna(False)
-    row = table.loc["sampled", "r3", "1", "bare"]
+    row = table.loc["sampled", "r3", "bare"]
     assert row.two == pytest.approx(theirs.mean()) and row.gain == pytest.approx(mine.mean() - theirs.mean())
-    assert row.gain_low < row.gain < row.gain_high and np.isnan([row.gained, row.lost, row.p]).all()
-    assert row.retries == len(bare) and row.problems == 60
-    greedy = table.loc["greedy", "r3", "1", "bare"]
-    assert (greedy.gained - greedy.lost) / 60 == pytest.approx(greedy.gain) and 0 <= greedy.p <= 1
+    assert row.gain_low < row.gain < row.gain_high and row.problems == 60 and row.seeds == 2
+    fresh = table.loc["sampled", "r3", "again"]  # the next draw of the same problem
+    again = own.attempt_ok.groupby(["seed", "problem_id"]).transform(lambda ok: np.roll(ok, 1))
+    assert fresh.two == pytest.approx((own.attempt_ok | again).mean()) and "again" not in table.loc["greedy", "r3"].index
     one = reflection_effect(episodes[episodes.draw == 0], controls[controls.draw == 0])
-    four = reflection_effect(copied(episodes), controls_of_copies(controls))
+    four = reflection_effect(copied(episodes), controls_of_copies(controls)).query("retry != 'again'").reset_index(drop=True)
     for column in ("two", "gain", "retries_right", "same_words"):
         assert four[column].to_numpy(dtype=float) == pytest.approx(one[column].to_numpy(dtype=float), nan_ok=True)
     width = [(t.gain_high - t.gain_low).astype(float) for t in (one, four)]
@@ -255,20 +214,13 @@ def controls_of_copies(controls: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([first, *(first[first["mode"] == "sampled"].assign(draw=d) for d in range(1, 4))], ignore_index=True)
 
 
-def test_a_draw_without_a_control_is_left_out_on_both_sides(episodes: pd.DataFrame) -> None:
-    "One draw of a problem has none to borrow from: its other draws stay, and are compared with the same draws."
+def test_a_control_that_one_draw_lacks_is_not_compared(episodes: pd.DataFrame) -> None:
+    "Its other draws are easier than the one that has none to borrow from."
     controls = controls_of(episodes[episodes.arm == "r3"])
-    bare = controls[controls.control == "bare"]
-    gone = bare[(bare.seed == 1) & (bare["mode"] == "sampled") & (bare.draw == 2)].iloc[0]
-    fewer = bare.drop(index=gone.name)
-    theirs, own = pair_retries(episodes, in_place(episodes, fewer, "bare"), "r3", "sampled")
-    assert theirs.shape == own.shape == (2, 60) and theirs.dtypes.eq(float).all() and own.dtypes.eq(float).all()
-    name = gone.problem_id
-    e = episodes[(episodes.arm == "r3") & (episodes.seed == 1) & (episodes["mode"] == "sampled") & (episodes.problem_id == name)]
-    kept = e[e.draw < 2]
-    assert own.loc[1, name] == pytest.approx((kept.attempt_ok | kept.retry_ok.fillna(False)).mean())
-    all_draws = outcomes(episodes, "r3", "sampled", "two")
-    assert (own.drop(columns=name) == all_draws.drop(columns=name)).all(axis=None)
+    gone = controls[(controls.control == "bare") & (controls["mode"] == "sampled") & (controls.draw == 2)].index[0]
+    table = reflection_effect(episodes, controls.drop(index=gone))
+    assert set(table.retry[table["mode"] == "sampled"]) == {"own", "other", "again"}
+    assert set(table.retry[table["mode"] == "greedy"]) == {"own", "bare", "other"}
 
 
 def test_borrowed_words_are_those_of_the_same_draw(episodes: pd.DataFrame, tmp_path: Path) -> None:
@@ -290,17 +242,11 @@ def test_borrowed_words_are_those_of_the_same_draw(episodes: pd.DataFrame, tmp_p
 # ── All of it ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_tests_of_yes_and_no_take_the_first_draw(episodes: pd.DataFrame) -> None:
-    assert differences(episodes).equals(differences(episodes[episodes.draw == 0]))
-
-
 @pytest.mark.usefixtures("undrawn")
 def test_all_tables_are_made_and_say_what_they_average(episodes: pd.DataFrame, tmp_path: Path) -> None:
     folder = store(tmp_path, episodes)
     for (_, _), run in episodes[episodes.arm == "r3"].groupby(["arm", "seed"]):
         store_controls(folder, synthetic_controls(run, {"bare": 0.15, "other": 0.2}))
     assert make_all_reports(tmp_path)
-    for name in ("verdicts", "four_columns", "reflection_lengths", "repetitiveness", "success_by_length", "controls"):
+    for name in ("accuracy", "reflections", "success_by_length", "controls"):
         assert "means over 3 draws a problem" in (folder / f"tables/{name}.md").read_text("utf-8"), name
-    for name in ("differences", "differences_over_seeds"):
-        assert "Of several draws, the first." in (folder / f"tables/{name}.md").read_text("utf-8"), name

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import DATA, REPOSITORY
 
-from r3_repro.analysis.accuracy import FOUR_COLUMNS, four_columns, paper_rows
+from r3_repro.analysis.models import FOUR_COLUMNS, paper_table, readable_paper_table
 from r3_repro.analysis.paper import PAPER_COLUMNS, PAPER_NAMES, PAPER_TABLES, load_claims, published_value
 
 PUBLISHED = REPOSITORY / "results" / "published"
@@ -115,19 +115,20 @@ def test_published_facts_have_a_letter_and_known_sources() -> None:
 
 
 def test_a_missing_published_number_stays_missing() -> None:
-    shown, plain = four_columns(paper_rows("countdown", REPOSITORY))
-    row = shown.set_index("model").loc["Qwen-2.5-7B Instruct"]
-    assert row[FOUR_COLUMNS["trained_two_tries"]] == "–" and row[FOUR_COLUMNS["trained_first"]] == "41.6 (M)"
-    assert np.isnan(plain.set_index("model").loc["Qwen-2.5-3B Instruct", "vanilla_first"])
+    plain = paper_table([], "countdown", REPOSITORY)
+    row = readable_paper_table(plain).set_index("model").loc["Qwen-2.5-7B Instruct"]
+    two, first = (f"{FOUR_COLUMNS[name]}, paper" for name in ("trained_two_tries", "trained_first"))
+    assert row[two] == "–" and row[first] == "41.6 (M)"
+    assert np.isnan(plain.set_index("model").loc["Qwen-2.5-3B Instruct", "vanilla_first_paper"])
 
 
 def test_a_published_bound_is_a_note_and_no_cell() -> None:
     bounds = 0
     for task, name in PAPER_TABLES.items():
-        shown = four_columns(paper_rows(task, REPOSITORY))[0].set_index("model")
+        shown = readable_paper_table(paper_table([], task, REPOSITORY)).set_index("model")
         with open(PUBLISHED / name, newline="", encoding="utf-8") as f:
             for r in csv.DictReader(f):
                 if r["note"].startswith("no number"):
                     bounds += 1
-                    assert shown.loc[r["model"], FOUR_COLUMNS[r["column"]]] == "–"
+                    assert shown.loc[r["model"], f"{FOUR_COLUMNS[r['column']]}, paper"] == "–"
     assert bounds == 4

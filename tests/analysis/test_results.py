@@ -13,18 +13,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from support import REPOSITORY, patience
-from toy_results import SMALL, contents, episodes, store, store_episodes
+from toy_results import SMALL, contents, episodes, store
 
 import r3_repro.analysis
 import r3_repro.reporting
-from r3_repro.analysis.accuracy import FOUR_COLUMNS, make_by_task
-from r3_repro.analysis.claims import NO, UNTESTABLE, YES
 from r3_repro.analysis.loading import load_episodes, outcomes
-from r3_repro.analysis.reflection_report import make_reflections
-from r3_repro.analysis.results import make_results, transfer_table
+from r3_repro.analysis.protocol import REFUTED, SUPPORTED, UNDECIDED
+from r3_repro.analysis.results import make_results, make_transfer
 from r3_repro.testing import synthetic_episodes
 from r3_repro.utils.errors import SettingsError
-from r3_repro.utils.stats import mcnemar, paired_difference
 from r3_repro.workflow.study import make_all_reports
 
 HEAVY = {"torch", "transformers", "trl", "datasets", "accelerate", "lm_eval"}
@@ -117,7 +114,7 @@ def test_every_claim_is_judged(made: Path) -> None:
     with open(made / "tables" / "verdicts.csv", newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     assert list(dict.fromkeys(r["claim"] for r in rows)) == [f"C{i}" for i in range(1, 11)]
-    assert {r["verdict"] for r in rows} <= {YES, NO, UNTESTABLE} and all(r["rule"] and r["ours"] for r in rows)
+    assert {r["verdict"] for r in rows} <= {SUPPORTED, REFUTED, UNDECIDED} and all(r["rule"] and r["ours"] for r in rows)
     assert "no evidence about large models" in (made / "tables" / "verdicts.md").read_text("utf-8")
 
 
@@ -155,47 +152,16 @@ def test_transfer_has_its_place_and_its_table(tmp_path: Path) -> None:
     moved.to_parquet(folder / "transfer" / "elsewhere-r3-seed3.parquet")
     assert make_all_reports(tmp_path)
     with open(folder / "tables" / "transfer.csv", newline="", encoding="utf-8") as f:
-        rows = {(r["mode"], r["trained_on"], r["arm"], r["seed"]): r for r in csv.DictReader(f)}
-    row = rows["greedy", "elsewhere", "r3", "3"]
+        rows = {(r["mode"], r["trained_on"], r["arm"]): r for r in csv.DictReader(f)}
+    row = rows["greedy", "elsewhere", "r3"]
     a, b = ((episodes(problems=60), "vanilla"), (moved, "elsewhere:r3"))
     before, after = (outcomes(table, arm, "greedy", "two").to_numpy()[0] for table, arm in (a, b))
-    assert float(row["two_p"]) == pytest.approx(mcnemar(before, after).p, rel=1e-4)
-    assert float(row["two_change"]) == pytest.approx(paired_difference(before, after).estimate, rel=1e-4)
-    assert ("greedy", "r3_repro.testing.TOY", "r3", "mean of 2") in rows and rows["greedy", "–", "vanilla", "0"]["two_p"] == ""
-    assert "elsewhere" not in (folder / "tables" / "four_columns.csv").read_text("utf-8")
+    assert float(row["two_change"]) == pytest.approx(after.mean() - before.mean(), rel=1e-4) and float(row["two_p"]) < 0.01
+    assert rows["greedy", "r3_repro.testing.TOY", "r3"]["seeds"] == "2" and rows["greedy", "–", "vanilla"]["two_p"] == ""
+    assert "elsewhere" not in (folder / "tables" / "accuracy.csv").read_text("utf-8")
     other_problems(moved).to_parquet(folder / "transfer" / "elsewhere-r3-seed3.parquet")
     with pytest.raises(ValueError, match="the same 60"):
-        transfer_table(folder)
-
-
-def test_tasks_are_shown_side_by_side(tmp_path: Path) -> None:
-    for task, model in (("countdown", "one"), ("countdown", "two"), ("function_calling", "two")):
-        store_episodes(tmp_path / "tiny" / task / model, episodes(problems=20))
-    assert len(make_by_task(tmp_path, "tiny")) == 3
-    with open(tmp_path / "tiny" / "tables" / "four_columns_by_task.csv", newline="", encoding="utf-8") as f:
-        rows = list(csv.DictReader(f))
-    ours = {(r["model"], r["arm"], r["mode"]): r for r in rows if r["source"] == "ours"}
-    assert len(ours) == 2 * 2 * 2
-    one, two = ours["one", "r3", "greedy"], ours["two", "r3", "greedy"]
-    assert one["APIGen: trained_two_tries"] == "" != two["APIGen: trained_two_tries"] == two["Countdown: trained_two_tries"]
-    published = [r for r in rows if r["source"] == "paper"]
-    cells = {(r["model"], c): float(r[c]) for r in published for c in r if r[c] and c.endswith(tuple(FOUR_COLUMNS))}
-    expected = {}
-    for title, name in (("APIGen", "table1_apigen.csv"), ("Countdown", "table2_countdown.csv")):
-        with open(REPOSITORY / "results/published" / name, newline="", encoding="utf-8") as f:
-            for r in csv.DictReader(f):
-                if r["accuracy_percent"]:
-                    expected[r["model"], f"{title}: {r['column']}"] = float(r["accuracy_percent"]) / 100
-    assert cells == pytest.approx(expected)
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_chapter_05_shows_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = store(tmp_path / "results", episodes(problems=20, seeds=1))
-    monkeypatch.setenv("R3_PROGRESS", str(tmp_path / "progress"))
-    make_reflections(folder)
-    shown = (tmp_path / "progress").read_text("utf-8")
-    assert "lengths of reflections: 100%" in shown and "repetitiveness of reflections: 100%" in shown
+        make_transfer(folder)
 
 
 REPORTING = [f"r3_repro.reporting.{m.name}" for m in pkgutil.iter_modules(r3_repro.reporting.__path__)]

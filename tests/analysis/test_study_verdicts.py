@@ -151,3 +151,15 @@ def test_tables_and_figures_are_written(study: Path, tmp_path: Path) -> None:
     again = {p: p.read_bytes() for p in made}
     make_verdicts(load_study(study), tmp_path)
     assert all(p.read_bytes() == b for p, b in again.items())
+
+
+def test_a_base_that_cannot_be_read_is_left_out_by_name(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, home := tmp_path / "study")
+    torn = home / "toy/two/episodes/r3-seed1.parquet"
+    write_parquet(torn, pd.read_parquet(torn)[:-2])
+    (found,) = load_study(home)
+    assert [b.name for b in found.bases] == ["one"] and len(found.left_out) == 1
+    assert found.left_out[0].startswith("toy/two: ") and str(tmp_path) not in found.left_out[0]
+    make_verdicts([found], tmp_path)
+    text = (tmp_path / "tables/verdicts.md").read_text("utf-8")
+    assert "Left out: toy/two: " in text and "Nothing departs" not in text

@@ -60,7 +60,8 @@ def test_the_front_page_only_calls_the_library() -> None:
 
 
 def test_the_front_page_needs_no_torch() -> None:
-    calls = "front.accuracy_sections(), front.verdict_table(), front.remarks(), front.measurements(), front.check_summary()"
+    names = ("scope_line", "in_short", "verdict_table", "what_happened", "task_figures", "measurements")
+    calls = ", ".join(f"front.{name}()" for name in names)
     heavy = "{'torch', 'transformers', 'trl', 'datasets'}"
     source = f"import sys; from r3_repro.workflow import front_page as front; {calls}; assert not {heavy} & set(sys.modules)"
     done = subprocess.run(

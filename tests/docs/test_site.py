@@ -124,7 +124,7 @@ def test_a_test_can_be_linked_to(site: Path, pages: dict[Path, Page]) -> None:
 
 
 def test_a_table_of_the_results_is_a_page(site: Path) -> None:
-    page = (site / "files/results/studies/tiny/countdown/tiny-base/tables/verdicts.md.html").read_text("utf-8")
+    page = (site / "files/results/studies/tiny-study/tables/verdicts.md.html").read_text("utf-8")
     assert "<table>" in page and "<td>C1</td>" in page
 
 

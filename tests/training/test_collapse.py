@@ -1,4 +1,4 @@
-"""The signs of collapse, on the logs and samples of the stored study: they see the run that collapsed, and no healthy one."""
+"""The signs of collapse: they see a run of an earlier study that collapsed (log and samples beside), and no healthy one."""
 
 import json
 from pathlib import Path
@@ -7,16 +7,15 @@ from typing import Any
 import pytest
 from support import REPOSITORY
 
-from r3_repro.analysis.loading import load_training
 from r3_repro.config import Profile, load_profile
 from r3_repro.tasks.base import Problem, get_task, leaks_answer, reflection_messages
 from r3_repro.training.callbacks import read_jsonl
 from r3_repro.training.monitoring import check_health, completion_shares, content_counts, repetition_counts
 from r3_repro.training.train import STOPS
 
-STUDY = REPOSITORY / "results/studies/tiny"
-COLLAPSED = STUDY / "function_calling/tiny-base2/training/r3-seed0"
-HEALTHY = sorted(f for f in STUDY.glob("countdown/*/training/*") if not f.name.startswith("plain_grpo"))  # it has no reflections
+COLLAPSED = Path(__file__).with_name("collapsed_run")  # r3 on function calling, seed 0, made at commit 3b17426e4a
+STUDY = REPOSITORY / "results/studies/tiny-study"
+HEALTHY = sorted(f for f in STUDY.glob("countdown/tiny-[ab]/training/*-seed0") if not f.name.startswith("plain_grpo"))
 
 
 def limits(**stops: Any) -> Profile:
@@ -26,7 +25,7 @@ def limits(**stops: Any) -> Profile:
 
 def sampled(run: Path) -> list[dict[str, Any]]:
     "Rows of a log, one for each stored sample of a run's conversations, with what the trainer would have counted."
-    task, rows = get_task(run.parents[2].name), []
+    task, rows = get_task("function_calling" if run == COLLAPSED else run.parents[2].name), []
     samples = read_jsonl(run / "samples.jsonl")
     for step in sorted({s["step"] for s in samples}):
         batch = [s for s in samples if s["step"] == step]
@@ -46,9 +45,7 @@ def stopped(rows: list[dict[str, Any]], p: Profile) -> str | None:
 
 
 def logged(run: Path) -> list[dict[str, Any]]:
-    log = load_training(run.parents[1])
-    arm, seed = run.name.split("-seed")
-    return log[(log.arm == arm) & (log.seed == int(seed))].to_dict("records")
+    return read_jsonl(run / "log.jsonl")
 
 
 def test_the_same_reflection_for_everything_stops_the_collapsed_run() -> None:
@@ -70,7 +67,7 @@ def test_healthy_runs_go_on(run: Path) -> None:
 
 
 def test_there_are_healthy_runs_to_look_at() -> None:
-    assert len(HEALTHY) == 15
+    assert len(HEALTHY) == 2 * 4  # two bases, the arms with reflections
 
 
 def test_reflections_in_another_script_stop_a_run() -> None:

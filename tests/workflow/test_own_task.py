@@ -42,7 +42,7 @@ def test_the_example_task_goes_through_every_stage(tmp_path: Path, monkeypatch: 
         assert len(evaluate(replace(run, arm=arm))) == run.profile.test_size * len(run.profile.modes)
     make_reports(run.model_dir)
     assert run.model_dir == tmp_path / "smoke" / "sorting.TASK" / "tiny-a"
-    assert "task sorting" in (run.model_dir / "tables/verdicts.md").read_text("utf-8")
+    assert "| sorting |" in (run.model_dir / "tables/verdicts.md").read_text("utf-8")
 
 
 def test_a_notebook_and_its_stage_take_relative_paths(tmp_path: Path) -> None:
