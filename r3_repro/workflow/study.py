@@ -10,7 +10,6 @@ __all__ = ['PUBLISHED_FILES', 'CHAPTERS', 'evaluate_all', 'evaluate_curves', 'st
 import importlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,6 +18,7 @@ from typing import Any
 
 from r3_repro.analysis.models import make_study
 from r3_repro.arms import training_order
+from r3_repro.config import find_home
 from r3_repro.runs.launch import launch, max_parallel_jobs, run_stage
 from r3_repro.runs.layout import Run, root_folder, trained_runs, transfers
 from r3_repro.runs.preflight import preflight
@@ -140,7 +140,7 @@ def publish_results(
     model: str = "*",  # folder of one base, or of all
     keep: bool = False,  # files that are published already stay as they are
 ) -> list[Path]:
-    "Copy the published part and return the new files; `SettingsError` unless it comes from one clean commit."
+    "Copy the published part, without the path of this clone; returns the new files. `SettingsError` unless of one clean commit."
     _check_one_clean_commit(source)
     copied = []
     for pattern in PUBLISHED_FILES:
@@ -148,7 +148,8 @@ def publish_results(
             to = target / f.relative_to(source)
             if not (keep and to.exists()):
                 with atomic(to) as part:
-                    shutil.copyfile(f, part)
+                    here = b"" if f.suffix == ".parquet" else f"{find_home()}{os.sep}".encode()
+                    part.write_bytes(f.read_bytes().replace(here, b"") if here else f.read_bytes())
                 copied.append(to)
     return copied
 

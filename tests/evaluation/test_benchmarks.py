@@ -141,10 +141,10 @@ def test_results_have_every_item_and_every_hash(examined: Run) -> None:
 def test_the_same_weights_differ_nowhere_and_others_do(examined: Run) -> None:
     results = load_results(examined.model_dir / "forgetting")
     same = compare_items(results["vanilla"], results["r3-seed0"])
-    assert (same[["difference", "gained", "lost"]] == 0).all(axis=None) and (same.p == 1).all()
+    assert (same[["difference", "gained", "lost"]] == 0).all(axis=None)
     other = compare_items(results["vanilla"], results["random_reward-seed3"])
     assert (other.gained + other.lost).sum() > 0
-    assert ((other.low <= other.difference) & (other.difference <= other.high)).all()
+    assert other.difference.to_numpy() == pytest.approx(((other.gained - other.lost) / other.n).to_numpy())
 
 
 def test_finished_work_is_kept_and_changed_weights_are_examined_again(examined: Run, tmp_path: Path) -> None:
