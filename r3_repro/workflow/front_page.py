@@ -73,9 +73,13 @@ def scope_line() -> Markdown:
     "What the numbers rest on: problems, draws, seeds, commit; and whether all that was announced is there."
     manifests = [json.loads(m.read_text("utf-8")) for m in sorted(study_folder().glob("*/*/episodes/*.manifest.json"))]
     commits = sorted({m["git_commit"][:10] for m in manifests})
+    problems, draws = (
+        {f"{x:,}" for x in found} for found in zip(*((m["problems"], m["profile"]["draws"]) for m in manifests), strict=True)
+    )
+    bases = {folder.name for task in TASK_TITLES for folder in base_folders(task)}
     there, announced = progress()
     said = (
-        f"{ANNOUNCED.problems:,} held-out problems a task, {ANNOUNCED.draws} answers to each, {len(ANNOUNCED.bases)} bases; "
+        f"{'/'.join(problems)} held-out problems a task, {'/'.join(draws)} answers to each, {len(bases)} bases; "
         f"{there} of {announced} announced trainings, made at commit `{'`, `'.join(commits)}`."
     )
     if there < announced:
@@ -83,8 +87,13 @@ def scope_line() -> Markdown:
     return Markdown(said)
 
 # %% ../../nbs/workflow/front_page.ipynb #eaaa4251
+_WHAT = {"the first try gains": "one try of the trained model beats two tries of vanilla"}
+"Short names that say more than their rule -> what is asked."
+
+
 def _table(name: str) -> pd.DataFrame:
-    return pd.read_csv(study_folder() / f"tables/{name}.csv", keep_default_na=False)
+    table = pd.read_csv(study_folder() / f"tables/{name}.csv", keep_default_na=False)
+    return table.assign(what=table.what.replace(_WHAT))
 
 
 _SECOND = {

@@ -163,6 +163,16 @@ def test_accuracy_is_a_mean_over_draws(episodes: pd.DataFrame) -> None:
     assert tuple(greedy[["estimate", "low", "high"]]) == wilson(int(greedy.right), 60)
 
 
+def test_an_interval_over_seeds_is_no_narrower_than_what_seeds_differ_by() -> None:
+    "Three seeds that are far apart on many problems: almost the t interval over their means."
+    rates = (0.2, 0.4, 0.6)
+    far = check_episodes(pd.concat([synthetic_episodes("r3", seed, rate, 0.0, problems=400) for seed, rate in enumerate(rates)]))
+    row = means_over_seeds(far).query("mode == 'greedy' and column == 'first'").iloc[0]
+    of_seed = far[far["mode"] == "greedy"].groupby("seed").attempt_ok.mean().astype(float)
+    assert row.seeds == 3 and row.estimate == pytest.approx(of_seed.mean())
+    assert row.high - row.estimate > 0.95 * min(4.303 * of_seed.std() / 3**0.5, 1 - of_seed.mean())
+
+
 def test_every_reflection_counts_once_in_a_mean_length(episodes: pd.DataFrame) -> None:
     table = reflection_measures(episodes).set_index(["mode", "arm", "measure"])
     e = episodes[(episodes["mode"] == "sampled") & episodes.reflection.notna()]
