@@ -2506,6 +2506,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'r3_repro/workflow/front_page.py'),
                                               'r3_repro.workflow.front_page.in_short': ( 'workflow/front_page.html#in_short',
                                                                                          'r3_repro/workflow/front_page.py'),
+                                              'r3_repro.workflow.front_page.leak_sentence': ( 'workflow/front_page.html#leak_sentence',
+                                                                                              'r3_repro/workflow/front_page.py'),
                                               'r3_repro.workflow.front_page.measurements': ( 'workflow/front_page.html#measurements',
                                                                                              'r3_repro/workflow/front_page.py'),
                                               'r3_repro.workflow.front_page.mining_kills_line': ( 'workflow/front_page.html#mining_kills_line',

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['TASK_TITLES', 'NOT_YET', 'BESIDE', 'MEASUREMENTS', 'study_folder', 'base_folders', 'task_label', 'from_nbs',
            'progress', 'scope_line', 'short_verdict', 'verdict_table', 'in_short', 'comparison_sentence',
-           'forgetting_sentence', 'transfer_sentence', 'what_happened', 'task_figures', 'mining_modes_line',
-           'mining_overhead_line', 'mining_kills_line', 'attempts_store_line', 'training_step_line', 'measurements']
+           'forgetting_sentence', 'transfer_sentence', 'leak_sentence', 'what_happened', 'task_figures',
+           'mining_modes_line', 'mining_overhead_line', 'mining_kills_line', 'attempts_store_line',
+           'training_step_line', 'measurements']
 
 # %% ../../nbs/workflow/front_page.ipynb #24e52da4
 import json
@@ -182,6 +183,18 @@ def transfer_sentence(
         if r.trained_on != own
     ]
 
+# %% ../../nbs/workflow/front_page.ipynb #168bcaea
+def leak_sentence(
+    folder: Path,  # results of a base
+) -> list[str]:
+    "Say where reflections hardly ever hold the answer, so that not paying for those that do tests little."
+    table = read_form(folder)
+    share = (
+        table[(table.measure == "leak") & (table["mode"] == ANNOUNCED.mode)].estimate.astype(float).max() if len(table) else 1.0
+    )
+    said = f"At most {share:.1%} of an arm's reflections hold the whole answer: "
+    return [f"{said}`no_leak` hardly differs from `r3`, and Q3 tests little."] if share < 0.02 else []
+
 # %% ../../nbs/workflow/front_page.ipynb #3a16c843
 BESIDE = {
     "plain_grpo": "plain GRPO on the attempt, for as many generated tokens",
@@ -198,7 +211,7 @@ def what_happened() -> Markdown:
         for folder in base_folders(task):
             said = collapse_sentences(read_form(folder))
             said += [line for other, what in BESIDE.items() for line in comparison_sentence(folder, other, what)]
-            said += forgetting_sentence(folder) + transfer_sentence(folder)
+            said += leak_sentence(folder) + forgetting_sentence(folder) + transfer_sentence(folder)
             parts.append(f"*{task_label(task).capitalize()}, {folder.name}*\n\n- " + "\n- ".join(said))
     return Markdown("\n\n".join(parts))
 
