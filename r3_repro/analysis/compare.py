@@ -21,6 +21,7 @@ from r3_repro.analysis.loading import NUMBER_COLUMNS, TEXT_COLUMNS, check_episod
 from r3_repro.analysis.reflection_report import shorten
 from r3_repro.reporting.tables import show_interval, show_p, signed, to_markdown
 from r3_repro.utils.errors import SettingsError
+from r3_repro.utils.files import not_utf8
 from r3_repro.utils.stats import mcnemar
 
 # %% ../../nbs/analysis/compare.ipynb #3897e6fd
@@ -40,6 +41,16 @@ def _filled(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return table.assign(**more, **({} if "retry_ok" in table else {"retry_ok": False}))
 
 # %% ../../nbs/analysis/compare.ipynb #ee55d543
+def _table(place: Path, kind: str) -> pd.DataFrame:
+    "A file's table. `SettingsError` that names the file and what it is instead."
+    if kind != ".parquet" and (what := not_utf8(place.read_bytes())):
+        raise SettingsError(f"{place} is {what}: save it as UTF-8")
+    try:
+        return _READ[kind](place)
+    except (ValueError, TypeError) as e:  # also what pandas and pyarrow raise
+        raise SettingsError(f"{place} cannot be read as {kind[1:]}: {str(e).splitlines()[0]}") from e
+
+
 @dataclass(frozen=True)
 class Compared:
     "One side: episodes of one arm, and what its manifest says of them."
@@ -55,10 +66,10 @@ def _stored(place: Path) -> tuple[str, pd.DataFrame, dict[str, str]]:
     if (place / "episodes").is_dir():
         check_unmixed(place)
         return f"{place.parent.name}/{place.name}", load_episodes(place), {}
-    if not (place.is_file() and place.suffix in _READ):
+    if not (place.is_file() and (kind := place.suffix.lower()) in _READ):
         raise SettingsError(f"{place}: give a model's folder, or a table as {', '.join(_READ)}")
     manifest = place.with_suffix(".manifest.json")
-    return place.stem, _READ[place.suffix](place), json.loads(manifest.read_text("utf-8"))["hashes"] if manifest.is_file() else {}
+    return place.stem, _table(place, kind), json.loads(manifest.read_text("utf-8"))["hashes"] if manifest.is_file() else {}
 
 
 def read_side(

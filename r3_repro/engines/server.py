@@ -24,7 +24,7 @@ from pydantic import BaseModel, NonNegativeInt
 from transformers import AutoConfig
 
 from r3_repro.engines.base import LOST, Completion, Request, SamplingParams, check_context_length
-from r3_repro.engines.chat import USUAL_CONTROL, as_text, load_tokenizer, max_context_length, to_token_ids
+from r3_repro.engines.chat import USUAL_CONTROL, as_text, load_tokenizer, max_context_length, shows_its_day, to_token_ids
 from r3_repro.engines.server_pool import Server, _choose, _fails, _hopeless, _Job, _Pool
 from r3_repro.engines.server_protocol import (
     EXTENSIONS,
@@ -476,6 +476,10 @@ def open_servers(
         raise SettingsError("servers is empty: give base addresses, as in servers = http://host:8000/v1")
     if api == "chat" and tool_format == "template":
         raise SettingsError("tool_format = template needs server_api = completions; for chat, set json or hermes")
+    if api == "chat" and shows_its_day(path):
+        warnings.warn(
+            f"the chat template of {path} shows the server's day in every prompt: server_api = completions fixes it", stacklevel=2
+        )
     tokenizer = load_tokenizer(path, tool_format) if api == "completions" else None
     known = [Server(u, _client(u, timeout, retries)) for u in dict.fromkeys(u.rstrip("/") for u in urls)]
     how = (tool_format, concurrency, timeout, patience, rest)

@@ -10,8 +10,8 @@ import re
 
 # %% ../../nbs/tasks/thoughts.ipynb #3d081271
 THOUGHT = re.compile(
-    r"(?P<opens><think(?:ing)?>|\[THINK\]|<\|START_THINKING\|>|<\|channel>thought\b)"
-    r"|</think(?:ing)?>|\[/THINK\]|<\|END_THINKING\|>|<channel\|>"
+    r"(?P<opens><(?:think(?:ing)?|thoughts?|reasoning|seed:think)>|\[THINK\]|◁think▷|<\|START_THINKING\|>|<\|channel>thought\b)"
+    r"|</(?:think(?:ing)?|thoughts?|reasoning|seed:think)>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<channel\|>"
 )
 "A tag that opens or closes a thought."
 
@@ -29,7 +29,9 @@ def split_thoughts(
     "What a text says outside of thoughts, and the tag of a thought that is still open at its end (empty if there is none)."
     text = ANALYSIS.sub("\n", text) if "analysis" in text else text
     kept, pos, opened = [], 0, ""
-    if not any(word in text for word in ("think", "THINK", "channel")):  # much faster than to look for the tags
+    if not any(
+        word in text for word in ("think", "THINK", "channel", "thought", "reasoning")
+    ):  # much faster than to look for the tags
         return text, ""
     for tag in THOUGHT.finditer(text):
         if tag["opens"] and not opened:

@@ -234,7 +234,7 @@ def _compare(
     from r3_repro.utils.files import atomic
 
     with exit_on_user_error():
-        if out and not out.endswith((".html", ".md")):
+        if out and (not out.endswith((".html", ".md")) or Path(user_path(out)).is_dir()):
             raise SettingsError(f"--out {out}: name a file that ends in .html or .md")
         try:
             page = compare(user_path(a), user_path(b))

@@ -56,13 +56,13 @@ def test_zero3_trains_as_one_process_does_and_resumes(trained: Path) -> None:
     assert all("DEEPSPEED" in s["kind"] and s["world"] == 2 and s["shares"] for s in first + second)
     assert [c["step"] for c in first[0]["calls"]] == [0, 0] and [c["step"] for c in second[0]["calls"]] == [1, 1]
     a, b = two.one(trained, "whole"), sharded(trained, "shared")
-    two.same_training(a, b, loss=1e-6, grad=1e-4, weight=1e-5)
+    two.same_training(a, b, loss=1e-6, grad=1e-4, weight=1e-3)
 
 
 def test_a_shared_prefix_is_sharded_like_any_other_pass(trained: Path) -> None:
     assert not any(s["shares"] for s in two.seen(trained / "third"))
     runs = sharded(trained, "shared"), sharded(trained, "unshared", shared_prefix=False)
-    two.same_training(*runs, loss=1e-6, grad=1e-4, weight=1e-5)
+    two.same_training(*runs, loss=1e-6, grad=1e-4, weight=1e-3)
 
 
 def test_an_adapter_is_saved_with_the_model_around_it(trained: Path) -> None:

@@ -83,9 +83,9 @@ def weights(run: Run) -> dict[str, np.ndarray]:
 
 
 def apart(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
-    "The largest difference between two models' weights."
+    "The length of the difference between two models' weights."
     assert a.keys() == b.keys()
-    return max(float(np.abs(a[k] - b[k]).max()) for k in a)
+    return float(np.sqrt(sum(np.square(a[k] - b[k], dtype=np.float64).sum() for k in a)))
 
 
 def base(run: Run) -> dict[str, np.ndarray]:
@@ -216,8 +216,9 @@ def check_adapted(run: Run) -> None:
 
 
 def same_training(a: Run, b: Run, loss: float, grad: float, weight: float) -> None:
-    """Logs and weights of two trainings, to absolute, relative and absolute tolerances.
+    """Logs and weights of two trainings: tolerances are absolute, relative, and relative to how far the weights went.
 
+    The weights as a whole: where a gradient is nothing but rounding, Adam makes a step of it all the same.
     `kl` and `entropy` are left out: what is logged is a mean of the means of micro-batches, in another grouping."""
     first, second = log_of(a), log_of(b)
     assert len(first) == len(second) == SIZE["max_steps"]
@@ -226,8 +227,8 @@ def same_training(a: Run, b: Run, loss: float, grad: float, weight: float) -> No
     np.testing.assert_allclose(first["loss"], second["loss"], atol=loss, rtol=0)
     np.testing.assert_allclose(first["grad_norm"], second["grad_norm"], rtol=grad)
     moved = apart(weights(a), base(a))
-    assert apart(weights(a), weights(b)) <= weight
-    assert moved > 20 * weight, "training has hardly moved the weights"
+    assert moved > 0.01, "training has hardly moved the weights"
+    assert apart(weights(a), weights(b)) <= weight * moved
 
 
 @pytest.mark.parametrize("kind", ["whole", "cut"])
@@ -244,7 +245,7 @@ def test_two_processes_train_as_one_does(together: Path, kind: str) -> None:
         if kind == "cut":  # in the order of the batch
             np.testing.assert_allclose(joined, advantages, atol=1e-6)
         np.testing.assert_allclose(sorted(joined), sorted(advantages), atol=1e-6)
-    same_training(one(together, kind), two(together, kind), loss=1e-6, grad=1e-4, weight=1e-5)
+    same_training(one(together, kind), two(together, kind), loss=1e-6, grad=1e-4, weight=1e-3)
 
 
 def test_a_group_is_compared_across_processes(together: Path) -> None:
@@ -303,7 +304,7 @@ def test_sharded_training_is_the_same(together: Path) -> None:
     assert all("FSDP" in s["kind"] and s["world"] == 2 for s in first + second)
     assert [c["step"] for c in first[0]["calls"]] == [0, 0] and [c["step"] for c in second[0]["calls"]] == [1, 1]
     a, b = two(together, "whole"), two(together, "whole", "sharded", sharding="fsdp2")
-    same_training(a, b, loss=1e-6, grad=1e-4, weight=1e-5)
+    same_training(a, b, loss=1e-6, grad=1e-4, weight=1e-3)
     assert {k: v.dtype for k, v in weights(b).items()} == {k: v.dtype for k, v in base(b).items()}, "not the whole model"
 
 
@@ -311,7 +312,7 @@ def test_a_shared_prefix_is_sharded_like_any_other_pass(together: Path) -> None:
     shared, plain = seen(together / "sharded-second"), seen(together / "unshared")
     assert all(s["shares"] for s in shared) and not any(s["shares"] for s in plain)
     runs_of = (two(together, "whole", n, sharding="fsdp2", shared_prefix=n == "sharded") for n in ("sharded", "unshared"))
-    same_training(*runs_of, loss=1e-6, grad=1e-4, weight=1e-5)
+    same_training(*runs_of, loss=1e-6, grad=1e-4, weight=1e-3)
 
 
 def test_log_probabilities_stay_float32_and_gradients_in_pieces(together: Path) -> None:

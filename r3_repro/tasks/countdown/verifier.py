@@ -121,12 +121,14 @@ def split_claim(
 SYMBOLS = {
     **dict.fromkeys([r"\times", r"\cdot", "×", "·", "⋅", "∙", "✕", "✖", "∗"], "*"),
     **dict.fromkeys([r"\div", "÷", "∕", "⁄"], "/"),
-    **dict.fromkeys("−–—﹣－", "-"), "＋": "+", "［": "(", "］": ")", "（": "(", "）": ")",
+    **dict.fromkeys("−–—﹣－‐‑‒", "-"), "＋": "+", "［": "(", "］": ")", "（": "(", "）": ")",
     **dict.fromkeys([r"\left", r"\right", r"\displaystyle", r"\quad", r"\(", r"\)", r"\[", r"\]"], " "),
-    **dict.fromkeys([r"\,", r"\;", r"\:", r"\!", "$"], " "),
+    **dict.fromkeys([r"\text", r"\mathrm", r"\mathbf", r"\,", r"\;", r"\:", r"\!", "$"], " "),
+    **dict.fromkeys([rf"\{size}{side}" for size in ("big", "Big", "bigg", "Bigg") for side in ("l", "r", "")], " "),
+    **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", ""),
 }  # fmt: skip
 _SYMBOL = re.compile("|".join(rf"{re.escape(s)}{'(?![a-zA-Z])' if s[-1].isalpha() else ''}" for s in SYMBOLS))
-FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|([0-9]))")
 PRODUCT = re.compile(r"(?<=[0-9)])\s*[xX]\s*(?=[0-9(])|(?<=[0-9)])\s*(?=\()|(?<=\))\s*(?=[0-9])")
 CLAIM = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})*(?:\.0*)?|[0-9]+(?:\.0*)?")
 
@@ -135,9 +137,10 @@ def plain_notation(
     answer: str,  # within the bounds
 ) -> tuple[str, int | None]:
     "An answer in the notation of `strict`, and the number that it claims to equal; raises `Refusal`."
-    answer = last_boxed(answer) or answer
+    boxed = last_boxed(answer)
+    answer = re.sub(r"\\boxed\{([^{}]*)\}", r"\1", answer) if CLAIM.fullmatch(boxed) else boxed or answer
     for _ in range(MAX_DEPTH):
-        answer = FRACTION.sub(r"((\1)/(\2))", answer)
+        answer = FRACTION.sub(lambda f: f"(({f[1] or f[2] or ''})/({f[3] or f[4] or ''}))", answer)
     answer = _SYMBOL.sub(lambda found: SYMBOLS[found[0]], answer)
     answer = " ".join(answer.translate(str.maketrans("{}[]", "()()")).split()).removesuffix(".")
     left, equals, right = (side.strip() for side in answer.partition("="))

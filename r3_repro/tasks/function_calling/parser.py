@@ -374,6 +374,7 @@ def headed_calls(text: str, place: str, budget: Budget, tools: Tools) -> list[Ca
 # %% ../../../nbs/tasks/function_calling/parser.ipynb #83aa7092
 NAMED_ONLY = re.compile(
     r"^[ \t]*+(?:\[[ \t]*+)++(?P<list>[^\[\]\n]{1,1000})\][\][ \t.]*+$"
+    r"|^[ \t]*+[({][ \t]*+(?P<name>[^(){}\[\]:\n]{1,200})[)}][ \t.]*+$"
     r"|</?(?P<tag>[^\s<>/=|]{1,200})(?=[\s/>=])"
     r"|\{\s*+[\"'](?P<key>[^\"'\n]{1,200})[\"']\s*+:(?:\s*+[\"'](?P<value>[^\"'\n]{1,200})[\"'])?+",
     re.M,
@@ -386,7 +387,7 @@ def named_only(text: str, tools: Tools) -> str:
     "The first tool that is named in brackets or tags; empty if none is."
     for found in NAMED_ONLY.finditer(text):
         key = found["value"] if found["key"] in NAMING and found["value"] in tools else found["key"]
-        inside = found["list"].split(",") if found["list"] else [found["tag"] or key]
+        inside = found["list"].split(",") if found["list"] else [found["name"] or found["tag"] or key]
         names = [name.strip(" \t\"'`") for name in inside]
         if all(name in tools for name in names):
             return names[0]

@@ -319,7 +319,7 @@ SCHEMAS = (
 
 READ = {
     "type", "description", "properties", "required", "optional", "title", "$ref", "$defs", "definitions", "$schema", "$id",
-    "$anchor", "$comment",
+    "$anchor", "$dynamicAnchor", "$comment",
 }  # fmt: skip
 "Keywords that are read, or that say nothing about a value."
 
@@ -341,9 +341,11 @@ def _inner(value: Any, notes: Counter[tuple[str, str]], refs: References, by_nam
 
 # %% ../../../nbs/tasks/function_calling/schema.ipynb #7bff61df
 def stated(schema: dict[str, Any]) -> dict[str, Any]:
-    "A schema without keywords that are null, as columnar files fill them in, and with draft 7's `dependencies` in today's words."
+    "A schema without keywords that are null, as columnar files fill them in; `dependencies` and `$dynamicRef` in plain words."
     meant = {"default"} | ({"const"} if "null" in str(schema.get("type") or "null") else set())  # there null is a value
     out = {k: v for k, v in schema.items() if v is not None or k in meant or k not in ("$ref", *KEPT, *SCHEMAS)}
+    if "$dynamicRef" in out and "$ref" not in out:  # within one document it leads to what `$ref` leads to
+        out["$ref"] = out.pop("$dynamicRef")
     if not isinstance(out.get("dependencies"), dict):
         return out
     old = out.pop("dependencies")
@@ -475,6 +477,7 @@ def _parameters(tool: dict[str, Any]) -> tuple[dict[str, Any], Any, dict[str, An
     given: dict[str, Any] = next((tool[k] for k in _PARAMETERS if tool.get(k)), {})
     if not _is_schema(given):
         return {k: v for k, v in given.items() if k != "$defs"}, None, {}, References(given)
+    given = {k: tool[k] for k in ("$defs", "definitions") if isinstance(tool.get(k), dict)} | given  # some stand beside them
     schema = _whole(given, refs := References(given))
     given = {k: v for k, v in schema.items() if v is not None}
     properties, listed, declared = (
