@@ -6,7 +6,7 @@
 # make test-box    a whole study as a rented box runs it, killed and resumed, and the doctor with two processes; minutes
 # make figures     every table and figure again from results/ alone (installs no torch)
 # make study       the committed results: all arms and seeds of PROFILE, then publish to results/; ARMS= SEEDS= choose others,
-#                  TRANSFER=1: also what other tasks trained, CONTROLS=1: also retries without the own reflection
+#                  TRANSFER=1: also models trained on the other task, CONTROLS=1: also retries without the model's own reflection
 # make docs        the docs site in _site/, from the notebooks as they are
 # make notebooks   every notebook executed in place, with the committed results
 # make lint        formatting, linting, types, imports that only run downward

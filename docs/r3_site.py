@@ -30,6 +30,8 @@ PACKAGES = [
     "utils",
     "workflow",
 ]
+GUIDES = ["one_h100", "cluster", "air_gapped", "own_task", "own_model", "own_trl_script", "metrics", "replication_report"]
+GUIDES += ["packages", "files"]
 DIRECTIVE = re.compile(r"^#\|[ \t]*(\w+)[ \t]*:?[ \t]*(.*)\n?", re.M)
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 Page = tuple[str, dict[str, Any], str]  # name, context and template of a page that is made from no document
@@ -63,13 +65,24 @@ def prepare(cell: dict[str, Any]) -> bool:
     return bool(cell["source"]) and "hide" not in directives
 
 
+CONTENTS = {
+    "Start": ["index", "method", "verdicts", "status"],
+    "Chapters": ["01_datasets", "02_failures", "03_train", "04_results", "05_reflections", "06_forgetting"],
+    "Guides": [f"guides/{g}" for g in GUIDES],
+    "Details": ["details", "input"],
+}
+"The pages that are read first, by caption, in the order of the side bar."
+
+
 def by_caption(docs: set[str]) -> dict[str, list[str]]:
-    "The pages in the order of the side bar, by caption."
-    found = {name: [] for name in ("chapters", *PACKAGES, "settings, data, arms", "details")}  # type: dict[str, list[str]]
-    for doc in sorted(docs - {"index"}, key=lambda d: (not d.endswith("/base"), d)):
-        top = "chapters" if doc[:2].isdigit() else "details" if doc in ("details", "input") else "settings, data, arms"
-        found[doc.partition("/")[0] if "/" in doc else top].append(doc)
-    return {name.capitalize(): pages for name, pages in found.items() if pages}
+    "All pages in the order of the side bar, by caption: those of `CONTENTS`, then each package."
+    found = {name: [d for d in listed if d in docs] for name, listed in CONTENTS.items()}
+    rest = sorted(docs - {d for listed in CONTENTS.values() for d in listed}, key=lambda d: (not d.endswith("/base"), d))
+    for doc in rest:
+        package = doc.partition("/")[0] if "/" in doc else "settings, data, arms"
+        found.setdefault(f"Library: {package}", []).append(doc)
+    order = [*CONTENTS, *(f"Library: {p}" for p in ("settings, data, arms", *PACKAGES))]
+    return {name: found[name] for name in (*order, *found) if found.get(name)}
 
 
 def read_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -77,7 +90,8 @@ def read_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
     notebook = json.loads(source[0])
     notebook["cells"] = [cell for cell in notebook["cells"] if cell["cell_type"] != "code" or prepare(cell)]
     if docname == "index":
-        parts = {"Start": ["Front page <self>"], **by_caption(app.env.found_docs)}
+        parts = by_caption(app.env.found_docs)
+        parts["Start"][0] = "Front page <self>"
         trees = ["\n".join(["```{toctree}", ":hidden:", f":caption: {name}", "", *parts[name], "```", ""]) for name in parts]
         notebook["cells"].append({"cell_type": "markdown", "id": "contents", "metadata": {}, "source": "\n".join(trees)})
     source[0] = json.dumps(notebook)
@@ -125,16 +139,33 @@ def folder_html(app: Sphinx, folder: Path) -> str:
     return f"<ul>{''.join(items)}</ul>"
 
 
+def from_files(app: Sphinx, path: Path, html: str) -> str:
+    "The links of a Markdown file outside nbs/, as they must be on the page that shows it."
+
+    def turned(link: re.Match[str]) -> str:
+        target = (path.parent / link[1]).resolve()
+        inside = target.is_relative_to(HOME / "nbs") and target.suffix == ".ipynb"
+        page = str(target.relative_to(HOME / "nbs").with_suffix("")) if inside else f"files/{target.relative_to(HOME)}"
+        if not inside:
+            app.env.r3_files.add(target)
+        return f'href="{app.builder.get_relative_uri(f"files/{path.relative_to(HOME)}", page)}{link[2] or ""}"'
+
+    return re.sub(r'href="(?![a-z]+:|#)([^"#]+)(#[^"]*)?"', turned, html)
+
+
 def file_pages(app: Sphinx) -> Iterator[Page]:
-    "A page for every file and folder that a notebook links to, and for every test."
+    "A page for every file and folder that a notebook, or such a file, links to, and for every test."
     app.env.r3_files |= {HOME / "tests", *(HOME / "tests").rglob("*.py")}
-    for path in sorted(app.env.r3_files):
-        if path.suffix == ".md":
-            body = MARKDOWN.render(path.read_text("utf-8"))
-        else:
-            body = folder_html(app, path) if path.is_dir() else source_html(app, path)
-        name = str(path.relative_to(HOME))
-        yield f"files/{name}", {"title": name, "body": f"<h1>{escape(name)}</h1>{body}"}, "page.html"
+    written = set[Path]()
+    while left := sorted(app.env.r3_files - written):
+        for path in left:
+            if path.suffix == ".md":
+                body = from_files(app, path, MARKDOWN.render(path.read_text("utf-8")))
+            else:
+                body = folder_html(app, path) if path.is_dir() else source_html(app, path)
+            name = str(path.relative_to(HOME))
+            yield f"files/{name}", {"title": name, "body": f"<h1>{escape(name)}</h1>{body}"}, "page.html"
+        written |= set(left)
 
 
 def definitions(file: Path) -> Iterator[str]:

@@ -22,6 +22,7 @@ from r3_repro.reporting.plots import new_figure, save_figure
 from r3_repro.runs.identity import check_identity, ensure_identity, source_hash
 from r3_repro.runs.layout import Run, write_manifest
 from r3_repro.tasks.base import Problem, get_task
+from r3_repro.tasks.sources import is_hub_name
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import atomic, locked, timed, write_json, write_parquet
 from r3_repro.utils.hashing import digest
@@ -87,7 +88,7 @@ def annotate(
 def dataset_identity(run: Run) -> dict[str, Any]:
     "What determines the problems: the data options, and the bytes (or the commit) of the source; not where a file is."
     options, source = run.profile.data_options, run.profile.source
-    local = options["source"] != source or Path(source).is_absolute()
+    local = source != "generate" and not is_hub_name(source)
     return {"settings": {k: v for k, v in options.items() if k != "source" or not local}, "source": source_hash(source)}
 
 # %% ../nbs/data.ipynb #3c890442

@@ -7,6 +7,7 @@ __all__ = ['Compared', 'read_side', 'unlike', 'differences_table', 'Comparison',
 
 # %% ../../nbs/analysis/compare.ipynb #f74de120
 import html
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from r3_repro.utils.stats import mcnemar
 _READ = {
     ".parquet": pd.read_parquet,
     ".csv": lambda f: pd.read_csv(f, dtype={"problem_id": "string"}),
-    ".jsonl": lambda f: pd.read_json(f, lines=True, dtype={"problem_id": "string"}),
+    ".jsonl": lambda f: pd.read_json(io.StringIO(f.read_text("utf-8-sig")), lines=True, dtype={"problem_id": "string"}),
 }
 
 
@@ -50,7 +51,7 @@ def _table(place: Path, kind: str) -> pd.DataFrame:
     except (ValueError, TypeError) as e:  # also what pandas and pyarrow raise
         raise SettingsError(f"{place} cannot be read as {kind[1:]}: {str(e).splitlines()[0]}") from e
 
-
+# %% ../../nbs/analysis/compare.ipynb #58320f4b
 @dataclass(frozen=True)
 class Compared:
     "One side: episodes of one arm, and what its manifest says of them."
@@ -82,7 +83,10 @@ def read_side(
         if hasattr(source, "model_dir"):
             source = source.model_dir / f"episodes/{'vanilla' if source.arm == 'vanilla' else source.name}.parquet"
         name, table, hashes = _stored(Path(source))
-    e = check_episodes(_filled(table, name))
+    try:
+        e = check_episodes(_filled(table, name))
+    except TypeError as error:  # a column that cannot be what it should be
+        raise ValueError(f"{name}: {error}: attempt_ok and retry_ok are true or false, numbers of tokens are whole") from error
     if len(arms := list(e.arm.unique())) > 1:
         raise ValueError(f"{name} holds the arms {', '.join(arms)}: compare two of its files, episodes/<arm>-seed<k>.parquet")
     return Compared(name, e, "retry_ok" in table, hashes)

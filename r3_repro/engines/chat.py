@@ -12,7 +12,6 @@ import re
 from functools import lru_cache, partial
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from r3_repro.engines.base import Completion, SamplingParams
@@ -82,7 +81,7 @@ def shows_its_day(
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, local_files_only=True)
         render = partial(tokenizer.apply_chat_template, [user("x")], tokenize=False, date_string=DATE)
         return render(strftime_now=lambda _: "1 Jan") != render(strftime_now=lambda _: "2 Jan")
-    except (OSError, ValueError, TemplateError):
+    except Exception:  # no tokenizer here, or whatever a template raises, which is the server's to tell
         return False
 
 # %% ../../nbs/engines/chat.ipynb #8a938ab2

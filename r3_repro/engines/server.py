@@ -27,17 +27,17 @@ from r3_repro.engines.base import LOST, Completion, Request, SamplingParams, che
 from r3_repro.engines.chat import USUAL_CONTROL, as_text, load_tokenizer, max_context_length, shows_its_day, to_token_ids
 from r3_repro.engines.server_pool import Server, _choose, _fails, _hopeless, _Job, _Pool
 from r3_repro.engines.server_protocol import (
-    EXTENSIONS,
     REFUSALS,
     BrokenAnswer,
     ServerAnswer,
     describe_failure,
-    is_filtered,
+    extension_tries,
     join_stream,
     oddity,
     parse_json,
     read_completion,
     reads_alike,
+    refuses_one_prompt,
     request_body,
 )
 from r3_repro.tasks.base import Message, user
@@ -124,13 +124,19 @@ def _served(
 async def _probe(pool: _Pool, server: Server) -> None:
     "Find out whether a server accepts the extensions, and whether it has the tokenizer's vocabulary; raises `EngineError`."
     question, few = _prompt(pool, [user("Hi")]), SamplingParams(8, greedy=True)
-    server.extensions = EXTENSIONS
-    try:
-        answer, _ = await _ask(pool, server, question, few, 0)
-    except (openai.BadRequestError, openai.UnprocessableEntityError):
-        server.extensions = {}
-        answer, _ = await _ask(pool, server, question, few, 0)
-        warnings.warn(f"{server.url} refuses {', '.join(EXTENSIONS)}: its own defaults apply", stacklevel=2)
+    wanted, *fewer = extension_tries(pool.api)
+    server.extensions = wanted
+    for less in [*fewer, None]:
+        try:
+            answer, _ = await _ask(pool, server, question, few, 0)
+            break
+        except (openai.BadRequestError, openai.UnprocessableEntityError):
+            if less is None:
+                raise
+            server.extensions = less
+    if refused := wanted.keys() - server.extensions.keys():
+        date = "; prompts carry its own date, if its template shows one" if "chat_template_kwargs" in refused else ""
+        warnings.warn(f"{server.url} refuses {', '.join(sorted(refused))}: its own defaults apply{date}", stacklevel=2)
     if answer.ids and not reads_alike(pool.tokenizer, answer):
         raise EngineError(
             f"{server.url} serves {pool.model!r}, which is not the profile's model {pool.wanted!r}: its token ids "
@@ -242,7 +248,7 @@ def _lose(pool: _Pool, server: Server, job: _Job) -> None:
 # %% ../../nbs/engines/server.ipynb #062538aa
 def _failed(pool: _Pool, server: Server, job: _Job, began: float, error: Exception) -> None:
     "Put a failed job back into the queue, behind the others, or give it up; a refusal ends the run."
-    filtered = is_filtered(error)
+    filtered = server.known and refuses_one_prompt(error)
     stop = None if filtered else _note(pool, server, began, error, f"request {str(job.request.key)[:80]!r}")
     if stop:
         return _stop(pool, stop)

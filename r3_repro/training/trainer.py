@@ -20,7 +20,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from r3_repro.engines.base import SamplingParams, derive_seed
-from r3_repro.engines.chat import max_context_length, opened_thought, render
+from r3_repro.engines.chat import max_context_length, one_template, opened_thought, render
 from r3_repro.engines.generation import generate_rows
 from r3_repro.engines.vllm import prefix_cache_hits
 from r3_repro.tasks.base import Message, assistant, retry_messages
@@ -60,6 +60,9 @@ class R3Trainer(GRPOTrainer):
         self._set_up(args)
         with reference_loading():  # TRL would spread the reference over all GPUs, or gather it whole
             super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **more)
+        tokenizer: Any = self.processing_class
+        if isinstance(tokenizer.chat_template, dict):  # named ones, as the pipeline's own loader joins them
+            tokenizer.chat_template = one_template(tokenizer.chat_template, tokenizer.name_or_path)
         if args.token_budget:
             self.add_callback(StopAtBudget())
 

@@ -23,7 +23,7 @@ from r3_repro.profiles import CONTROLS, Profile
 from r3_repro.runs.layout import Run, open_run, root_folder
 from r3_repro.runs.preflight import preflight
 from r3_repro.utils.errors import ERROR_PREFIX, SettingsError, exit_on_user_error, show_any_text
-from r3_repro.utils.files import user_path
+from r3_repro.utils.files import atomic, check_writable, user_path
 
 
 # %% ../../nbs/workflow/cli.ipynb #c21c8533
@@ -231,11 +231,12 @@ def _compare(
 ) -> None:
     "Compare two runs, folders or tables problem by problem, with paired tests."
     from r3_repro.analysis.compare import compare
-    from r3_repro.utils.files import atomic
 
     with exit_on_user_error():
         if out and (not out.endswith((".html", ".md")) or Path(user_path(out)).is_dir()):
             raise SettingsError(f"--out {out}: name a file that ends in .html or .md")
+        if out:
+            check_writable(user_path(out).parent)
         try:
             page = compare(user_path(a), user_path(b))
         except ValueError as e:
@@ -328,7 +329,9 @@ def _doctor(
     from r3_repro.workflow.doctor import doctor
 
     with exit_on_user_error():
-        code = doctor(_named(profile, task, model, root=root, settings=settings), limit, json_file)
+        if json_file:
+            check_writable(user_path(json_file).parent)
+        code = doctor(_named(profile, task, model, root=root, settings=settings), limit, json_file and str(user_path(json_file)))
     raise typer.Exit(code)
 
 # %% ../../nbs/workflow/cli.ipynb #15d7edc6
@@ -376,7 +379,7 @@ def _study(
     seeds: Annotated[str, typer.Option(metavar="'0 1 2'", help="seeds of training")] = "0 1 2",
     arms: Annotated[str, typer.Option(metavar="'r3 …'", help="[the profile's]")] = "",
     jobs: Annotated[int, typer.Option(min=0, help="trainings side by side; 0 = one a core, and one alone with GPUs")] = 0,
-    transfer: Annotated[bool, typer.Option("--transfer", help="also evaluate what other tasks trained")] = False,
+    transfer: Annotated[bool, typer.Option("--transfer", help="also evaluate models trained on the other tasks")] = False,
     controls: Annotated[bool, typer.Option("--controls", help="also retry failures without their own reflection")] = False,
     publish: Annotated[bool, typer.Option(help="copy what is published into results/")] = True,
     announced: Annotated[bool, typer.Option("--announced", help="run what the protocol announces, and nothing else")] = False,
@@ -492,4 +495,5 @@ def _tiny_world(
         except ValueError as e:
             raise SettingsError(f"--recipe {' '.join(recipe or [])}: {e}") from e
         folder = user_path(out) if out else base_folder(name)
+        check_writable(folder.parent)
         typer.echo(json.dumps(build_and_measure(folder, made, split), indent=1, default=float))

@@ -276,7 +276,7 @@ def test_a_study_of_several_models_has_all_its_files_and_names_what_it_lacks(tmp
 @pytest.mark.usefixtures("undrawn")
 def test_one_model_has_no_verdicts_over_models(tmp_path: Path) -> None:
     store(tmp_path / "toy", base("one"))
-    assert {p.stem for p in make_study(tmp_path)} == {"accuracy_toy", "models"}
+    assert {p.stem for p in make_study(tmp_path)} == {"accuracy_toy", "models", "overview", "arm_differences"}
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -20,6 +20,7 @@ import r3_repro.reporting
 from r3_repro.analysis.loading import load_episodes, outcomes
 from r3_repro.analysis.protocol import REFUTED, SUPPORTED, UNDECIDED
 from r3_repro.analysis.results import make_results, make_transfer
+from r3_repro.analysis.verdicts import NOT_STUDIED
 from r3_repro.testing import synthetic_episodes
 from r3_repro.utils.errors import SettingsError
 from r3_repro.workflow.study import make_all_reports
@@ -114,7 +115,9 @@ def test_every_claim_is_judged(made: Path) -> None:
     with open(made / "tables" / "verdicts.csv", newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     assert list(dict.fromkeys(r["claim"] for r in rows)) == [f"C{i}" for i in range(1, 11)]
-    assert {r["verdict"] for r in rows} <= {SUPPORTED, REFUTED, UNDECIDED} and all(r["rule"] and r["ours"] for r in rows)
+    assert {r["verdict"] for r in rows} <= {SUPPORTED, REFUTED, UNDECIDED, NOT_STUDIED} and all(
+        r["rule"] and r["ours"] for r in rows
+    )
     assert "no evidence about large models" in (made / "tables" / "verdicts.md").read_text("utf-8")
 
 

@@ -14,8 +14,9 @@ import pytest
 from support import NOTEBOOKS, REPOSITORY, patience
 
 new = nbformat.v4
-CAPTIONS = ["Start", "Chapters", "Tasks", "Mining", "Training", "Evaluation", "Engines", "Runs", "Planning", "Analysis"]
-CAPTIONS += ["Reporting", "Utils", "Workflow", "Settings, data, arms", "Details", "Reference"]
+PACKAGES = ["settings, data, arms", "tasks", "mining", "training", "evaluation", "engines", "runs", "planning", "analysis"]
+PACKAGES += ["reporting", "utils", "workflow"]
+CAPTIONS = ["Start", "Chapters", "Guides", "Details", *(f"Library: {p}" for p in PACKAGES), "Reference"]
 
 
 def build(source: Path, out: Path) -> subprocess.CompletedProcess:

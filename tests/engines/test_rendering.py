@@ -25,7 +25,7 @@ from r3_repro.engines.chat import (
     template_hash,
     to_completion,
 )
-from r3_repro.engines.server_protocol import EXTENSIONS, request_body
+from r3_repro.engines.server_protocol import EXTENSIONS, extension_tries, request_body
 from r3_repro.evaluation.benchmarks import as_lm
 from r3_repro.tasks.base import BUILT_IN, assistant, attempt_messages, get_task, reflection_messages, retry_messages, user
 from r3_repro.tasks.countdown.generator import make_countdown_problem
@@ -177,10 +177,11 @@ def test_the_benchmarks_do_not_depend_on_the_day(name: str, monkeypatch: pytest.
 
 
 def test_a_chat_server_is_told_the_date() -> None:
-    body = request_body([user("x")], SamplingParams(1), 0, "chat", EXTENSIONS)
-    assert body["chat_template_kwargs"] == {"date_string": DATE}
-    assert "chat_template_kwargs" not in request_body([user("x")], SamplingParams(1), 0, "chat", {}), "it refused extensions"
-    assert "chat_template_kwargs" not in request_body([1], SamplingParams(1), 0, "completions", EXTENSIONS)
+    "Also one that refuses the sampling extensions."
+    first, second, last = (request_body([user("x")], SamplingParams(1), 0, "chat", tried) for tried in extension_tries("chat"))
+    assert first["chat_template_kwargs"] == second["chat_template_kwargs"] == {"date_string": DATE}
+    assert EXTENSIONS.keys() <= first.keys() and not (EXTENSIONS.keys() & second.keys()) and "chat_template_kwargs" not in last
+    assert "chat_template_kwargs" not in request_body([1], SamplingParams(1), 0, "completions", extension_tries("completions")[0])
 
 
 # ── Every template that TRL ships ──────────────────────────────────────────────────────────────────────────────────

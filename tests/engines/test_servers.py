@@ -154,7 +154,7 @@ def test_a_server_that_tells_no_token_ids(serve: Any, connect: Any, usage: bool)
 
 def test_a_server_that_refuses_extensions_gets_plain_requests(serve: Any, connect: Any) -> None:
     server = serve(knows=False)
-    with pytest.warns(UserWarning, match="refuses top_k, min_p, repetition_penalty: its own defaults apply"):
+    with pytest.warns(UserWarning, match="refuses min_p, repetition_penalty, return_token_ids, top_k: its own defaults apply"):
         engine = connect(server)
         got = complete(engine, PROMPTS, SHORT, SEEDS)
     assert [c.text for c in got] == [c.text for c in expected()] and len(server.asked) == 30

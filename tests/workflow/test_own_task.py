@@ -21,8 +21,8 @@ pytestmark = pytest.mark.slow
 
 
 def own_task() -> str:
-    "The example of the page on tasks."
-    cells = nbformat.read(REPOSITORY / "nbs/tasks/base.ipynb", 4).cells
+    "The example of the guide."
+    cells = nbformat.read(REPOSITORY / "nbs/guides/own_task.ipynb", 4).cells
     found = [c.source for c in cells if c.source.startswith("# sorting.py")]
     assert len(found) == 1
     return found[0]

@@ -175,8 +175,8 @@ def text_parts(text: str, place: str) -> Iterator[TextPart]:
 # %% ../../../nbs/tasks/function_calling/parser.ipynb #4e59c33b
 OPENING, BRACKETS = re.compile(r"[\[{]"), re.compile(r"[\[\]{}]")
 NAMED = re.compile(r"\b(?:name|function|tool_calls|arguments|parameters)\b[\"'“”‘’`]?+[ \t\r\n]*+:")
-BARE = re.compile(r"[ \t\r\n]*+[^\W\d][\w.]*+\([ \t\r\n]*+(?:\)|[^\W\d]\w*+[ \t\r\n]*+=(?!=))")
-LISTED_CALL = re.compile(r"(?:\[[ \t\r\n]*+)++[^\W\d][\w.]*+\(")
+BARE = re.compile(r"[ \t\r\n]*+[^\W\d][\w.-]*+\([ \t\r\n]*+(?:\)|[^\W\d]\w*+[ \t\r\n]*+=(?!=))")
+LISTED_CALL = re.compile(r"(?:\[[ \t\r\n]*+)++[^\W\d][\w.-]*+\(")
 
 
 def bare_calls(r: Reader) -> list[Call]:
@@ -239,7 +239,9 @@ def unquoted(
 ) -> Any:
     "The value of an argument that is written without quotes."
     types = declared_types(schema)
-    if "string" in types and not ("null" in types and text == "null"):
+    if "null" in types and text in ("null", "None"):  # some templates write it as Python does
+        return None
+    if "string" in types:
         return text
     try:
         return read_whole(text, budget)

@@ -314,12 +314,13 @@ KEPT = (
 SCHEMAS = (
     "items", "prefixItems", "contains", "additionalProperties", "propertyNames", "patternProperties", "dependentSchemas",
     "anyOf", "oneOf", "allOf", "not", "if", "then", "else", "additionalItems", "unevaluatedItems", "unevaluatedProperties",
+    "contentSchema",
 )  # fmt: skip
 "Keywords that hold schemas: one, a list, or some by name."
 
 READ = {
     "type", "description", "properties", "required", "optional", "title", "$ref", "$defs", "definitions", "$schema", "$id",
-    "$anchor", "$dynamicAnchor", "$comment",
+    "$anchor", "$dynamicAnchor", "$recursiveAnchor", "$comment",
 }  # fmt: skip
 "Keywords that are read, or that say nothing about a value."
 
@@ -341,11 +342,12 @@ def _inner(value: Any, notes: Counter[tuple[str, str]], refs: References, by_nam
 
 # %% ../../../nbs/tasks/function_calling/schema.ipynb #7bff61df
 def stated(schema: dict[str, Any]) -> dict[str, Any]:
-    "A schema without keywords that are null, as columnar files fill them in; `dependencies` and `$dynamicRef` in plain words."
+    "A schema without keywords that are null, as columnar files fill them in; `dependencies` and older references in plain words."
     meant = {"default"} | ({"const"} if "null" in str(schema.get("type") or "null") else set())  # there null is a value
     out = {k: v for k, v in schema.items() if v is not None or k in meant or k not in ("$ref", *KEPT, *SCHEMAS)}
-    if "$dynamicRef" in out and "$ref" not in out:  # within one document it leads to what `$ref` leads to
-        out["$ref"] = out.pop("$dynamicRef")
+    for older in ("$dynamicRef", "$recursiveRef"):  # within one document they lead to what `$ref` leads to
+        if older in out and "$ref" not in out:
+            out["$ref"] = out.pop(older)
     if not isinstance(out.get("dependencies"), dict):
         return out
     old = out.pop("dependencies")
@@ -405,13 +407,18 @@ def property_schema(
 _ANNOTATIONS = {"description", "default", "examples", "example", "deprecated"}
 
 
+def stands_for(schema: Any) -> Any:
+    "A schema as an object: `true` allows anything, `false` nothing; what is no schema as it is."
+    return {} if schema is True else {"not": {}} if schema is False else schema
+
+
 def _referred(spec: dict[str, Any], notes: Counter[tuple[str, str]], refs: References) -> tuple[dict[str, Any], bool]:
     "`property_schema` of one with a reference and, maybe, more beside it."
     ref, more = spec["$ref"], {k: v for k, v in spec.items() if k != "$ref"}
     if ref in refs.names or ref in refs.open:
         out, optional = refs.name(ref), False
     else:
-        out, optional = property_schema(refs.follow(ref), notes, replace(refs, open=(*refs.open, ref)))
+        out, optional = property_schema(stands_for(refs.follow(ref)), notes, replace(refs, open=(*refs.open, ref)))
         if ref in refs.names:
             if out == refs.name(ref):
                 raise Unusable("broken_reference", f"{json.dumps(ref)} leads to nothing but itself")
@@ -421,11 +428,6 @@ def _referred(spec: dict[str, Any], notes: Counter[tuple[str, str]], refs: Refer
     return said, optional or "default" in more or more.get("optional") is True
 
 # %% ../../../nbs/tasks/function_calling/schema.ipynb #30f9f375
-def stands_for(schema: Any) -> Any:
-    "A schema as an object: `true` allows anything, `false` nothing; what is no schema as it is."
-    return {} if schema is True else {"not": {}} if schema is False else schema
-
-
 def object_schema(
     properties: dict[str, Any],  # parameter -> how the source describes it
     listed: list[Any] | None,  # the names of the required ones, if the source lists them
@@ -441,7 +443,8 @@ def object_schema(
     return {"type": "object", "properties": {name: schema for name, (schema, _) in read.items()}, "required": required}
 
 # %% ../../../nbs/tasks/function_calling/schema.ipynb #b0f6afa2
-_PARAMETERS = ("parameters", "inputSchema", "input_schema")  # OpenAI and xLAM, MCP, Anthropic
+_PARAMETERS = ("parameters", "inputSchema", "input_schema", "args_schema", "parametersJsonSchema", "args", "params")
+"Keys under which a tool describes its parameters: OpenAI and xLAM, MCP, Anthropic, LangChain, Gemini, and two short ones."
 _TOP = {*READ, *KEPT, *SCHEMAS} - {"type", "optional", "items"}
 
 
@@ -475,8 +478,13 @@ def _whole(schema: Any, refs: References) -> dict[str, Any]:
 def _parameters(tool: dict[str, Any]) -> tuple[dict[str, Any], Any, dict[str, Any], References]:
     "Properties of a tool, its required ones (None if it cannot list them), its whole schema, and references; raises `Unusable`."
     given: dict[str, Any] = next((tool[k] for k in _PARAMETERS if tool.get(k)), {})
+    if not given and isinstance(tool.get("properties"), dict):  # the tool is its own schema
+        given = {k: tool[k] for k in ("properties", "required") if k in tool}
+    listed = tool.get("required") if isinstance(tool.get("required"), list) else None
     if not _is_schema(given):
-        return {k: v for k, v in given.items() if k != "$defs"}, None, {}, References(given)
+        beside = {"$defs", *(["definitions"] if '"#/definitions/' in json.dumps(given, default=str) else [])}
+        return {k: v for k, v in given.items() if k not in beside}, listed, {}, References(given)
+    given = ({"required": listed} if listed else {}) | given
     given = {k: tool[k] for k in ("$defs", "definitions") if isinstance(tool.get(k), dict)} | given  # some stand beside them
     schema = _whole(given, refs := References(given))
     given = {k: v for k, v in schema.items() if v is not None}

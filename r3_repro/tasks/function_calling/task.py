@@ -166,6 +166,9 @@ def call_problems(
         told = f"{len(loaded.refused):,} of {len(loaded.refused) + len(loaded.problems):,} rows refused ({counts})"
         listed = f"r3_repro.tasks.function_calling.task.refusals({str(o['source'])!r}) lists them"
         warnings.warn(f"{o['source']}: {told}; {listed}", stacklevel=2)
+    if padded := sum(n for (note, _), n in loaded.notes.items() if note == "null_argument"):
+        told = "is null where the tool allows no null: was it left out, and filled in when a table was written as JSON lines?"
+        warnings.warn(f"{o['source']}: {padded:,} times a gold argument {told}", stacklevel=2)
     return take_split(split, sorted(loaded.problems, key=lambda p: digest([o["data_seed"], p.id], 64)), o)
 
 # %% ../../../nbs/tasks/function_calling/task.ipynb #6f989f60
