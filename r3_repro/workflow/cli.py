@@ -247,6 +247,26 @@ def _compare(
             part.write_text(page.to_html() if out.endswith(".html") else page.to_markdown(), "utf-8")
         typer.echo(f"{user_path(out)}: {page.title}")
 
+# %% ../../nbs/workflow/cli.ipynb #19cd9da0
+@app.command("browse")
+def _browse(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="folder of a model, profile or study, or a table of episodes")
+    ],
+    out: Annotated[str, typer.Option(help="file of the page, .html")] = "page.html",
+    title: Annotated[str, typer.Option(help="of the page [the names of the sources]")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="episodes that a page holds; more are left out by whole problems")] = 20000,
+    arms: Annotated[str, typer.Option(metavar="'vanilla r3'", help="[all]")] = "",
+    modes: Annotated[str, typer.Option(metavar="'greedy'", help="[all]")] = "",
+    seeds: Annotated[str, typer.Option(metavar="'0 1'", help="of the trained arms [all]")] = "",
+) -> None:
+    "Write a page to filter, search and read episodes in, and to see two arms side by side."
+    from r3_repro.analysis.browser import write_page
+
+    chosen = {"arms": _words(arms), "modes": _words(modes), "seeds": _seeds(seeds) if seeds else ()}
+    with exit_on_user_error():
+        typer.echo(write_page([user_path(s) for s in sources], user_path(out), title, limit=limit, **chosen))
+
 # %% ../../nbs/workflow/cli.ipynb #01432b14
 @run_command("card", "figures")
 def _card(run: Run, push: Push = "", public: Public = False) -> str:
