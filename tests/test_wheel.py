@@ -117,7 +117,9 @@ def test_it_carries_the_chapters_without_outputs(wheel: Path) -> None:
 
 
 def test_it_carries_nothing_else_and_is_small(wheel: Path) -> None:
-    allowed = r"r3_repro/.*\.(py|pyi|typed|yaml|json|jinja|safetensors|ini|ipynb|csv|sbatch)|r3_repro-[^/]*\.dist-info/.*"
+    allowed = (
+        r"r3_repro/.*\.(py|pyi|typed|yaml|json|jinja|safetensors|ini|ipynb|csv|sbatch|html|css|js)|r3_repro-[^/]*\.dist-info/.*"
+    )
     assert [n for n in names(wheel) if not re.fullmatch(allowed, n)] == []
     assert {n for n in names(wheel) if n.endswith(".ipynb")} == {f"r3_repro/assets/nbs/{c.name}" for c in CHAPTERS}
     assert wheel.stat().st_size < 3_000_000, "two thirds of it are the weights of the tiny base"

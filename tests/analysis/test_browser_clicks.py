@@ -141,6 +141,10 @@ def test_a_click_opens_the_whole_conversation(page: Chromium, episodes: pd.DataF
     assert len(set(looks)) == 3 and "Values of the tokens" in said(page, ".reflection summary")
     page.click("#close")
     page.wait(f"!{DIALOG}.open && location.hash === ''")
+    page.click("#episodes tbody tr:nth-child(2)")
+    page.wait(f"{DIALOG}.open")
+    page.js("history.back()")
+    page.wait(f"!{DIALOG}.open")
 
 
 def test_keys_do_all_that_clicks_do(page: Chromium, episodes: pd.DataFrame) -> None:
@@ -282,6 +286,9 @@ def test_no_text_of_a_model_does_anything(tab: Chromium, tmp_path: Path) -> None
             tab.js(f"location.hash = {json.dumps(link(row.map(clean)))}")
             name = json.dumps(f"problem {row.problem_id.partition(':')[0]}:")
             tab.wait(f"{DIALOG}.open && document.getElementById('content').textContent.includes({name})")
+            if not row.attempt:
+                assert said(tab, ".talk:first-child .turn:nth-of-type(1) .hint") == ["(empty text)"]
+                continue
             shown = said(tab, ".talk:first-child .turn:nth-of-type(1) pre")[0]
             if len(row.attempt) <= 6000:
                 assert all(piece in shown for piece in PLAIN.findall(row.attempt))

@@ -155,7 +155,7 @@ const COLUMNS = [
 ];
 
 function cell(name, value) {
-  if (value === null || value === "") return document.createTextNode("–");
+  if (value === null || value === "") return document.createTextNode(value === "" && name === "reflection" ? EMPTY : "–");
   if (name === "outcome") return outcome(value);
   return make("bdi", {}, short(String(value), name === "reflection" || name === "label" ? 120 : 40));
 }
@@ -227,16 +227,17 @@ function fromHash() {
   say(`This page has no episode ${wanted.slice(1, 200)}.`);
 }
 
+const EMPTY = "(empty text)";
 const hint = (...parts) => make("p", { className: "hint" }, ...parts);
 const ENDS = { // outcome: whether the attempt and the retry were right
   "right at once": { attempt: true }, repaired: { attempt: false, retry: true },
   "failed twice": { attempt: false, retry: false }, "failed, no retry": { attempt: false },
 };
 
-function turn(role, title, text, { facts = [], limit = LIMIT } = {}) {
+function turn(role, title, text, { facts = [], limit = LIMIT, nodes = null } = {}) {
   const head = make("h4", {}, title, ...facts.filter(Boolean).map((f) => make("span", { className: "fact" }, f)));
-  const body = text === null ? [hint("not stored")] : Array.isArray(text) ? text : shown(text, limit);
-  return make("div", { className: `turn ${role}` }, head, ...body);
+  const body = text === null ? [hint("not stored")] : text === "" ? [hint(EMPTY)] : shown(text, limit);
+  return make("div", { className: `turn ${role}` }, head, ...(nodes ?? body));
 }
 
 function facts(step, i) {
@@ -248,7 +249,7 @@ function facts(step, i) {
 
 function shaded(i) {
   const pieces = data.pieces?.[i];
-  if (!pieces) return get("reflection", i) === null ? null : shown(get("reflection", i));
+  if (!pieces) return null;
   const block = make("pre", { dir: "auto" });
   pieces.forEach((piece, k) => {
     const v = data.shades[i][k];
@@ -274,7 +275,8 @@ function talk(i, side) {
     return out;
   }
   if (get("request", i) !== null) out.append(turn("user", "Request to reflect", get("request", i), { limit: 300 }));
-  out.append(turn("model reflection", "Reflection", shaded(i), { facts: [...facts("reflection", i), get("variety", i)] }));
+  const about = [...facts("reflection", i), get("variety", i)];
+  out.append(turn("model reflection", "Reflection", get("reflection", i), { facts: about, nodes: shaded(i) }));
   if (get("again", i) !== null) out.append(turn("user", "Request to retry", get("again", i), { limit: 200 }));
   out.append(turn("model", "Retry", get("retry", i), { facts: facts("retry", i) }));
   return out;
