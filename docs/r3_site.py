@@ -30,6 +30,7 @@ PACKAGES = [
     "utils",
     "workflow",
 ]
+SHOWN_ARMS = ["vanilla", "r3", "permuted_reward", "plain_grpo"]
 GUIDES = ["one_h100", "cluster", "air_gapped", "own_task", "own_model", "own_trl_script", "metrics", "replication_report"]
 GUIDES += ["packages", "files"]
 DIRECTIVE = re.compile(r"^#\|[ \t]*(\w+)[ \t]*:?[ \t]*(.*)\n?", re.M)
@@ -191,6 +192,16 @@ def module_page(app: Sphinx) -> Iterator[Page]:
     yield "modules", {"title": "Modules", "body": f"<h1>Modules</h1><ul>{contents}</ul>{sections}"}, "page.html"
 
 
+def write_browser(app: Sphinx, exception: Exception | None) -> None:
+    "The committed episodes on one page, some seeds and arms of each base."
+    study = HOME / "results/studies/tiny-study"
+    if exception is None and app.builder.format == "html" and study.is_dir():
+        from r3_repro.analysis.browser import write_page
+
+        out = Path(app.outdir) / "episodes.html"
+        write_page(sorted(study.glob("*/tiny-*")), out, "Episodes of the tiny study", arms=SHOWN_ARMS, seeds=[0], limit=12_000)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     "Connect all this with Sphinx."
     app.connect("builder-inited", lambda app: vars(app.env).setdefault("r3_files", set()))
@@ -198,4 +209,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("doctree-read", link_files, priority=400)  # before Sphinx collects the files as downloads
     app.connect("html-collect-pages", file_pages)
     app.connect("html-collect-pages", module_page)
+    app.connect("build-finished", write_browser)
     return {"parallel_read_safe": False, "parallel_write_safe": True}

@@ -1471,6 +1471,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'r3_repro/reporting/method.py'),
                                            'r3_repro.reporting.method.advantage_table': ( 'reporting/method.html#advantage_table',
                                                                                           'r3_repro/reporting/method.py'),
+                                           'r3_repro.reporting.method.conversation_text': ( 'reporting/method.html#conversation_text',
+                                                                                            'r3_repro/reporting/method.py'),
                                            'r3_repro.reporting.method.plot_group': ( 'reporting/method.html#plot_group',
                                                                                      'r3_repro/reporting/method.py'),
                                            'r3_repro.reporting.method.plot_method': ( 'reporting/method.html#plot_method',
