@@ -58,6 +58,7 @@ class Task:
     refused: Callable[[dict], Any] | None = None  # options -> table of source rows that cannot be used, with reasons
     facts: Callable[[list[Problem]], Any] | None = None  # problems -> table of published facts and the same figures here
     leaks: Callable[[Problem, str], bool] | None = None  # (problem, reflection) -> whether it contains the right answer
+    good_reflection: Callable[[Problem], str] | None = None  # a helpful one, by a solver, without the answer; for the gate
 
 # %% ../../nbs/tasks/base.ipynb #612b0b5f
 BUILT_IN = {"countdown": "r3_repro.tasks.countdown.task:TASK", "function_calling": "r3_repro.tasks.function_calling.task:TASK"}

@@ -187,6 +187,18 @@ def _curve(run: Run) -> str:
 
     return learning_curve.curve_summary_line(learning_curve.evaluate_curve(run))
 
+
+@run_command("gate", "evaluate", leave_out=("arm", "seed"))
+def _gate(
+    run: Run,
+    problems: Annotated[int, typer.Option(min=10, help="of the training split")] = 100,
+    out: Annotated[str, typer.Option(help="folder of the report [gate, beside the model's other results]")] = "",
+) -> str:
+    "Measure in minutes whether the untrained model is able enough: first tries, and retries after its own and a good reflection."
+    from r3_repro.evaluation.gate import gate
+
+    return str(gate(run, problems, user_path(out) if out else None))
+
 # %% ../../nbs/workflow/cli.ipynb #b9a7be72
 @run_command("forgetting", "forgetting")
 def _forgetting(run: Run) -> str:

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['COUNTDOWN_REFLECTION_REQUEST', 'COUNTDOWN_OPTIONS', 'SOLVED', 'PUBLISHED_FACTS', 'TASK', 'countdown_prompt',
            'whole_number', 'countdown_row', 'CountdownRows', 'load_problems', 'countdown_problems',
-           'countdown_histograms', 'countdown_facts']
+           'countdown_histograms', 'countdown_facts', 'first_step']
 
 # %% ../../../nbs/tasks/countdown/task.ipynb #f86e0de0
+import ast
 import math
 import re
 import warnings
@@ -27,6 +28,8 @@ from r3_repro.tasks.countdown.verifier import (
     EXPRESSION_RULES,
     OPEN,
     contains_solution,
+    evaluate_expression,
+    parse_expression,
     verify_expression,
 )
 from r3_repro.tasks.sources import BrokenJSON, data_options, decode, read_rows, take_split
@@ -213,6 +216,18 @@ def countdown_facts(
     ]  # fmt: skip
     return pd.DataFrame({"fact": list(PUBLISHED_FACTS), "published": list(PUBLISHED_FACTS.values()), "here": here})
 
+# %% ../../../nbs/tasks/countdown/task.ipynb #bd4adef4
+def first_step(
+    problem: Problem,
+) -> str:
+    "A reflection that says the first step of a solution; empty if the problem has none."
+    for solution in solve(problem.data["nums"], problem.data["target"]):
+        for node in ast.walk(parse_expression(solution, "strict")):
+            if isinstance(node, ast.BinOp) and isinstance(node.left, ast.Constant) and isinstance(node.right, ast.Constant):
+                step = ast.unparse(node)
+                return f"I should begin with {step} = {evaluate_expression(node, 'strict')}, and then use the other numbers."
+    return ""
+
 # %% ../../../nbs/tasks/countdown/task.ipynb #34ee3cec
 TASK = Task(
     name="countdown",
@@ -227,5 +242,6 @@ TASK = Task(
     describe=countdown_histograms,
     facts=countdown_facts,
     leaks=contains_solution,
+    good_reflection=first_step,
 )
 "The Countdown task."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HUB', 'AS_TEXT', 'CALL_OPTIONS', 'CALL_REFLECTION_REQUEST', 'PAPER_STATISTICS', 'TASK', 'Refused', 'CallRows',
            'sort_out', 'load_call_rows', 'refusals', 'notes', 'call_problems', 'call_prompt', 'tool_schemas',
-           'call_statistics', 'compare_with_paper', 'call_histograms', 'refused']
+           'call_statistics', 'compare_with_paper', 'call_histograms', 'refused', 'right_tools']
 
 # %% ../../../nbs/tasks/function_calling/task.ipynb #f7205f0c
 import json
@@ -252,6 +252,14 @@ def refused(options: dict[str, Any] | None = None) -> pd.DataFrame:
     rows = [asdict(r) for r in _from_options(options)[1].refused]
     return pd.DataFrame(rows, columns=["row", "id", "reason", "detail"], dtype="string")
 
+# %% ../../../nbs/tasks/function_calling/task.ipynb #96ea9f31
+def right_tools(
+    problem: Problem,
+) -> str:
+    "A reflection that names the right tools and their arguments, without values."
+    calls = [f"{c['name']} with {', '.join(c['arguments']) or 'no argument'}" for c in problem.data["answers"]]
+    return f"I should call {', and '.join(calls)}." if calls else "None of the tools fits, so I should not call any."
+
 # %% ../../../nbs/tasks/function_calling/task.ipynb #f4149011
 TASK = Task(
     name="function_calling",
@@ -268,5 +276,6 @@ TASK = Task(
     refused=refused,
     facts=compare_with_paper,
     leaks=contains_calls,
+    good_reflection=right_tools,
 )
 "The function-calling task."

@@ -1,0 +1,70 @@
+"""The gate tells a model that can learn from one that cannot, and mining says early what spoils all attempts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from r3_repro.data import load_split
+from r3_repro.engines.base import MockEngine
+from r3_repro.evaluation import gate as gates
+from r3_repro.mining import sampler
+from r3_repro.runs.layout import Run, open_run
+from r3_repro.tasks.countdown.generator import solve
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return open_run("smoke", root=str(tmp_path))
+
+
+def answers(prompt: Any, right: bool) -> str:
+    "A solution of the Countdown problem that the last question of a conversation asks, or nothing of use."
+    asked = [m["content"] for m in prompt if m["role"] == "user" and "[" in m["content"]][-1]
+    nums = json.loads(asked[asked.index("[") : asked.index("]") + 1])
+    target = int(asked.split("equals ")[-1].split()[0].strip(".,")) if right else 0
+    return f"<answer>{solve(nums, target)[0]}</answer>" if right else "I do not know."
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, after: set[str]) -> None:
+    "An engine that is right in the retries that come after one of these words, and nowhere else."
+
+    def say(prompt: Any, seed: int) -> str:
+        if prompt[-1]["content"].startswith("You tried"):
+            return "Own words."
+        return answers(prompt, any(word in m["content"] for m in prompt for word in after))
+
+    monkeypatch.setattr(gates, "open_engine", lambda *_: MockEngine(say, context=10**6))
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict", "right"), [(set(), "not able", []), ({"Own"}, "able", ["own"]), ({"begin with"}, "not able", ["good"])]
+)
+def test_what_is_right_decides(
+    run: Run, monkeypatch: pytest.MonkeyPatch, after: set[str], verdict: str, right: list[str]
+) -> None:
+    monkeypatch.setattr(gates, "LEAST_RIGHT", 0.2)  # forty problems decide that
+    opened(monkeypatch, after)
+    found = gates.gate(run, 40)
+    share = found.rows.set_index("what").share
+    assert found.verdict == verdict and share["first try"] == share["retry, no reflection"] == 0
+    assert [kind for kind in ("own", "good") if share[f"retry, {kind} reflection"] == 1] == right
+    assert any("no answer that can be read" in line for line in found.advice)
+    manifest = json.loads((run.model_dir / "gate/manifest.json").read_text("utf-8"))
+    assert manifest["verdict"] == verdict and len(pd.read_parquet(run.model_dir / "gate/episodes.parquet")) == 40
+
+
+def test_problems_are_those_of_the_training_split(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(monkeypatch, set())
+    gates.gate(run, 10)
+    asked = set(pd.read_parquet(run.model_dir / "gate/episodes.parquet").problem_id)
+    assert asked == {p.id for p in load_split(run, "train")[-10:]}
+
+
+def test_mining_says_early_that_nothing_is_right(run: Run, tmp_path: Path) -> None:
+    problems = load_split(run, "train")
+    with pytest.warns(UserWarning, match="none of the first 100 attempts is right") as told:
+        sampler.sample_attempts(run, problems, tmp_path / "store", MockEngine(lambda *_: "I do not know.", context=10**6))
+    assert sum("of the first 100" in str(w.message) for w in told) == 2  # once each: nothing right, nothing to read
