@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from r3_repro.config import load_profile
+from r3_repro.planning.here import machine_for
 from r3_repro.planning.memory import (
     GIB,
     H100,
@@ -234,7 +235,7 @@ def _training_lines(p: Profile, s: Shape, tok: Lengths, m: Machine) -> list[str]
     return [
         f"{p.batch_size} reflections a step = {batch}; {more}", "",
         _table(pd.DataFrame([{"memory of a GPU": x.what, "GiB": x.bytes / GIB, "held": x.phase} for x in held]), ".2f"), "",
-        f"In all {total / GIB:.1f} of {m.memory:g} GiB: what is held always, and the phase '{worst}'", _room_line(p, s),
+        f"In all {total / GIB:.1f} of {m.memory:.4g} GiB: what is held always, and the phase '{worst}'", _room_line(p, s),
         f"A step: {sum(step.values()):.1f} s ({each}); 100 steps: {hundred:.1f} GPU hours", *split_groups(p, s, tok, m),
     ]  # fmt: skip
 
@@ -244,7 +245,7 @@ def _assumptions(p: Profile, tok: Lengths, m: Machine) -> str:
     return (
         f"Assumed, not measured: prompts of {tok.prompt} tokens (at most {tok.longest_prompt}), answers of {tok.answer} (limit "
         f"{p.max_answer_tokens}), reflections of {tok.reflection} (limit {p.max_reflection_tokens}); {m.training:.0%} of "
-        f"{m.flops / 1e12:.0f} TFLOP/s in training; {m.streaming:.0%} of {m.bandwidth / 1e12:.2f} TB/s and "
+        f"{m.flops / 1e12:.3g} TFLOP/s in training; {m.streaming:.0%} of {m.bandwidth / 1e12:.3g} TB/s and "
         f"{1000 * m.token_overhead:g} ms a token in generation; {m.failed:.0%} of first attempts fail in evaluation. "
         "The forgetting suite is not counted."
     )
@@ -290,9 +291,11 @@ def make_plan(
     **lengths: int | None,  # tokens, in place of the assumed ones: prompt, longest_prompt, answer, reflection
 ) -> tuple[str, Callable[[], None]]:
     "The plan as text, and a function that raises `SettingsError` if it cannot fit."
-    tok, s, m = lengths_of(p, **lengths), shape_of(p.model, p.revision), replace(H100, memory=gpu_memory)
+    tok, s = lengths_of(p, **lengths), shape_of(p.model, p.revision)
+    m, name = machine_for(p, gpu_memory)
     train = not evaluate_only and (p.model not in MODELS or MODELS[p.model].trained)
-    return plan_lines(p, s, tok, m, train), lambda: refuse_plan(p, s, tok, m, train, host_memory, disk)
+    text = f"Planned for {name}.\n{plan_lines(p, s, tok, m, train)}"
+    return text, lambda: refuse_plan(p, s, tok, m, train, host_memory, disk)
 
 # %% ../../nbs/planning/plan.ipynb #c8b9de60
 def plan_overview(m: Machine = H100) -> pd.DataFrame:
