@@ -2629,6 +2629,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'r3_repro/workflow/front_page.py'),
                                               'r3_repro.workflow.front_page.collapsed': ( 'workflow/front_page.html#collapsed',
                                                                                           'r3_repro/workflow/front_page.py'),
+                                              'r3_repro.workflow.front_page.coverage_line': ( 'workflow/front_page.html#coverage_line',
+                                                                                              'r3_repro/workflow/front_page.py'),
                                               'r3_repro.workflow.front_page.findings': ( 'workflow/front_page.html#findings',
                                                                                          'r3_repro/workflow/front_page.py'),
                                               'r3_repro.workflow.front_page.from_nbs': ( 'workflow/front_page.html#from_nbs',
