@@ -2507,6 +2507,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'r3_repro/workflow/announced.py')},
             'r3_repro.workflow.answers': { 'r3_repro.workflow.answers._json': ( 'workflow/answers.html#_json',
                                                                                 'r3_repro/workflow/answers.py'),
+                                           'r3_repro.workflow.answers._listed': ( 'workflow/answers.html#_listed',
+                                                                                  'r3_repro/workflow/answers.py'),
                                            'r3_repro.workflow.answers.answer': ( 'workflow/answers.html#answer',
                                                                                  'r3_repro/workflow/answers.py'),
                                            'r3_repro.workflow.answers.datasets_answer': ( 'workflow/answers.html#datasets_answer',

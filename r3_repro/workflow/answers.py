@@ -24,13 +24,17 @@ def _json(file: Path) -> Any:
     return json.loads(file.read_text("utf-8"))
 
 
+def _listed(lines: list[str]) -> str:
+    return "\n".join(f"- {line[0].upper()}{line[1:]}." for line in lines)
+
+
 def datasets_answer() -> str:
     "How many problems each task has on both sides of the split."
     out = []
     for task in ANNOUNCED.tasks:
         s = _json(study_folder() / task / "dataset/summary.json")
         out.append(f"{task_label(task)}: {s['train']['problems']:,} to train on, {s['test']['problems']:,} held out")
-    return f"{'; '.join(out)}. No problem is on both sides."
+    return f"{_listed(out)}\n\nNo problem is on both sides."
 
 
 def failures_answer() -> str:
@@ -42,7 +46,7 @@ def failures_answer() -> str:
             commonest = task_label(max(s["errors"], key=s["errors"].get))
             right = f"{s['pass_rate']:.0%} of {s['attempts']:,} attempts are right, the most common error is *{commonest}*"
             out.append(f"{task_label(task)}, {folder.name}: {right}, and {s['failures_kept']:,} failures are kept")
-    return f"{'; '.join(out)}."
+    return _listed(out)
 
 # %% ../../nbs/workflow/answers.ipynb #6a0e4cf2
 def training_answer() -> str:
@@ -53,7 +57,7 @@ def training_answer() -> str:
             t = pd.read_csv(folder / "tables/training.csv").groupby("arm")[["retry_success_start", "retry_success_end"]].mean()
             moved = [f"{a} {t.loc[n].iloc[0]:.1%} → {t.loc[n].iloc[1]:.1%}" for n, a in _TWO.items() if n in t.index]
             out.append(f"{task_label(task)}, {folder.name}: {', '.join(moved)}")
-    return f"Retries that succeed, from the first to the last tenth of training: {'; '.join(out)}."
+    return f"Retries that succeed, from the first to the last tenth of training:\n\n{_listed(out)}"
 
 
 _TWO = {"r3": "`r3`", "permuted_reward": "`permuted_reward`"}
@@ -71,7 +75,7 @@ def reflections_answer() -> str:
             change, low, high = (float(r.loc["r3", c]) / 100 for c in ("change", "change_low", "change_high"))
             different = f"different texts go from {f['vanilla']:.0%} to {f['r3']:.0%} of all"
             out.append(f"{task_label(task)}, {folder.name}: {show_interval(change, low, high, signed)} tokens, and {different}")
-    return f"By training with `r3`, {ANNOUNCED.mode} answers. {'; '.join(out)}."
+    return f"By training with `r3`, {ANNOUNCED.mode} answers:\n\n{_listed(out)}"
 
 
 def forgetting_answer() -> str:
@@ -82,7 +86,7 @@ def forgetting_answer() -> str:
             t = pd.read_csv(folder / "tables/forgetting.csv").query("arm == 'r3'")
             said = [f"{word}: {', '.join(map(task_label, t.task[t.judgement == word]))}" for word in dict.fromkeys(t.judgement)]
             out.append(f"{task_label(task)}, {folder.name}: {'; '.join(said)}")
-    return f"{'. '.join(out)}. *Kept* means that a loss of one point is excluded."
+    return f"{_listed(out)}\n\n*Kept* means that a loss of one point is excluded."
 
 # %% ../../nbs/workflow/answers.ipynb #1bae4cbe
 ANSWERS = {
@@ -100,5 +104,5 @@ def answer(
     chapter: int,  # 1 to 6
 ) -> Markdown:
     "The answer of a chapter, from the committed study of the tiny world."
-    said = ANSWERS[chapter]() if study_folder().is_dir() else "the committed study is not on this machine."
-    return Markdown(f"**Answer, for the tiny models.**{chr(10) * 2 if said.startswith('-') else ' '}{said[0].upper()}{said[1:]}")
+    said = ANSWERS[chapter]() if study_folder().is_dir() else "The committed study is not on this machine."
+    return Markdown(f"**Answer, for the tiny models.**{chr(10) * 2 if said.startswith('-') else ' '}{said}")
