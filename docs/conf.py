@@ -28,7 +28,7 @@ html_sidebars = {
     "**": [f"sidebar/{x}.html" for x in ("scroll-start", "brand", "search", "navigation", "reference", "scroll-end")]
 }
 html_show_sourcelink = html_copy_source = False
-pygments_style, pygments_dark_style = "friendly", "native"
+pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"
 mathjax_path = "https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-chtml.js"
 if (NPM / "mathjax").is_dir():
     html_static_path.append(str(NPM))

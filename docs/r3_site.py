@@ -192,6 +192,15 @@ def module_page(app: Sphinx) -> Iterator[Page]:
     yield "modules", {"title": "Modules", "body": f"<h1>Modules</h1><ul>{contents}</ul>{sections}"}, "page.html"
 
 
+def for_readers_of_all_kinds(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    "What screen readers and keyboards need and the theme leaves out."
+    if tree := context.get("furo_navigation_tree"):
+        context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+    if body := context.get("body"):
+        body = body.replace("<pre>", '<pre tabindex="0">').replace(' aria-label="Toggle hidden content"', "")
+        context["body"] = body.replace('<th class="head"><p></p></th>', "<td></td>").replace("<th></th>", "<td></td>")
+
+
 def write_browser(app: Sphinx, exception: Exception | None) -> None:
     "The committed episodes on one page, some seeds and arms of each base."
     study = HOME / "results/studies/tiny-study"
@@ -210,4 +219,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-collect-pages", file_pages)
     app.connect("html-collect-pages", module_page)
     app.connect("build-finished", write_browser)
+    app.connect("html-page-context", for_readers_of_all_kinds, priority=900)  # after the theme
     return {"parallel_read_safe": False, "parallel_write_safe": True}
