@@ -2637,6 +2637,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'r3_repro/workflow/front_page.py'),
                                               'r3_repro.workflow.front_page.from_nbs': ( 'workflow/front_page.html#from_nbs',
                                                                                          'r3_repro/workflow/front_page.py'),
+                                              'r3_repro.workflow.front_page.gates': ( 'workflow/front_page.html#gates',
+                                                                                      'r3_repro/workflow/front_page.py'),
                                               'r3_repro.workflow.front_page.in_short': ( 'workflow/front_page.html#in_short',
                                                                                          'r3_repro/workflow/front_page.py'),
                                               'r3_repro.workflow.front_page.measurements': ( 'workflow/front_page.html#measurements',

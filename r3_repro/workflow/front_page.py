@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TASK_TITLES', 'ROWS', 'TASK_NAMES', 'MEASUREMENTS', 'study_folder', 'base_folders', 'task_label', 'from_nbs',
            'progress', 'seeds_there', 'status_line', 'scope_line', 'short_verdict', 'verdict_table', 'claim_rows',
-           'findings', 'in_short', 'beside_the_verdicts', 'collapsed', 'overview', 'task_figures', 'mining_modes_line',
-           'mining_overhead_line', 'mining_kills_line', 'attempts_store_line', 'training_step_line', 'coverage_line',
-           'measurements']
+           'findings', 'in_short', 'beside_the_verdicts', 'collapsed', 'overview', 'task_figures', 'gates',
+           'mining_modes_line', 'mining_overhead_line', 'mining_kills_line', 'attempts_store_line',
+           'training_step_line', 'coverage_line', 'measurements']
 
 # %% ../../nbs/workflow/front_page.ipynb #24e52da4
 import json
@@ -307,11 +307,27 @@ def task_figures() -> Markdown:
         parts += [f"![{alt}]({from_nbs(file)})" for file, alt in pictures]
     return Markdown("\n\n".join(parts))
 
-# %% ../../nbs/workflow/front_page.ipynb #46480d9b
+# %% ../../nbs/workflow/front_page.ipynb #7cc61dea
 def _read_json(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text("utf-8"))
 
 
+def gates() -> Markdown:
+    "A row a real model and task: first tries and retries, of how many, and whether it is able enough."
+    rows = []
+    for file in sorted((find_home() / "results/benchmarks/capability_gate").glob("*/manifest.json")):
+        made, t = _read_json(file), pd.read_csv(file.with_name("gate.csv"))
+        shown = [show_interval(r.share, r.low, r.high) + f" of {r.of}" for r in t.itertuples()]
+        task = f"[{task_label(made['profile']['task'])}]({from_nbs(file.with_name('gate.md'))})"
+        row = {
+            "model": made["profile"]["model"].rpartition("/")[2],
+            "task": task,
+            **dict(zip(t.what + ", %", shown, strict=True)),
+        }
+        rows.append(row | {"able enough": made["verdict"]})
+    return Markdown(pd.DataFrame(rows).to_markdown(index=False) if rows else "Nothing is stored yet.")
+
+# %% ../../nbs/workflow/front_page.ipynb #46480d9b
 def mining_modes_line(
     file: Path,  # mining_modes.csv
 ) -> str:
