@@ -276,7 +276,10 @@ class EvaluationSettings(_Settings):
     controls: tuple[str, ...] = Field(default=(), description="retries of failed problems without their own reflection")
     curve_problems: int = Field(default=400, ge=0, description="held-out problems of the learning curve; 0 = all")
     forgetting_suite: str = Field(description="'tiny' (local questions) or 'paper' (the published benchmarks)")
-    forgetting_limit: int = Field(default=0, ge=0, description="items a benchmark; 0 = all")
+    forgetting_tasks: tuple[str, ...] = Field(default=(), description="benchmarks of the suite to run; empty = all of them")
+    forgetting_limit: int = Field(default=0, ge=0, description="items a benchmark, a stratified sample; 0 = all")
+    forgetting_batch: int = Field(default=0, ge=0, description="requests that lm-eval runs at once; 0 = what memory holds")
+    benchmarks: str = Field(default="", description="folder with the published benchmarks' files; empty = from the hub")
     processes: int = Field(default=1, ge=1, description="processes of `accelerate launch`, one a GPU where there are GPUs")
 
     @field_validator("arms", "controls")
@@ -301,12 +304,12 @@ class _AllSettings(
 ):
     "The groups together, and how their values are read."
 
-    @field_validator("modes", "arms", "servers", "controls", "mixture", mode="before")
+    @field_validator("modes", "arms", "servers", "controls", "mixture", "forgetting_tasks", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return value.split() if isinstance(value, str) else value
 
-    @field_validator("model", "source")
+    @field_validator("model", "source", "benchmarks")
     @classmethod
     def _own_folder(cls, value: str) -> str:
         return os.path.expanduser(value)

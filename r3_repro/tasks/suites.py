@@ -84,11 +84,19 @@ TASK_FOLDER = Path(r3_repro.__file__).parent / "assets" / "lm_eval"
 "Where lm-eval finds the tasks of the small skills."
 
 # %% ../../nbs/tasks/suites.ipynb #c55c0e83
-def suite_of(name: str) -> tuple[Benchmark, ...]:
+def suite_of(
+    name: str,
+    only: tuple[str, ...] = (),  # names of its benchmarks; () = all
+) -> tuple[Benchmark, ...]:
     "The benchmarks of a suite; raises `SettingsError` for a name that is not one."
     if name not in BENCHMARK_SUITES:
         raise SettingsError(f"forgetting_suite = {name!r} is unknown: use one of {', '.join(BENCHMARK_SUITES)}")
-    return BENCHMARK_SUITES[name]
+    suite = BENCHMARK_SUITES[name]
+    if unknown := set(only) - {b.name for b in suite}:
+        raise SettingsError(
+            f"forgetting_tasks = {' '.join(only)}: suite {name} has {', '.join(b.name for b in suite)}, no {min(unknown)}"
+        )
+    return tuple(b for b in suite if not only or b.name in only)
 
 # %% ../../nbs/tasks/suites.ipynb #f4bec9ba
 def small_hash(*parts: object) -> int:
