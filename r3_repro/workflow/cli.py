@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -201,11 +202,28 @@ def _gate(
 
 # %% ../../nbs/workflow/cli.ipynb #b9a7be72
 @run_command("forgetting", "forgetting")
-def _forgetting(run: Run) -> str:
+def _forgetting(
+    run: Run,
+    limit: Annotated[int | None, typer.Option(min=0, help="items a benchmark, sampled; 0 = all [the profile's]")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="run one batch of each benchmark, tell what all would take")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="only check the benchmarks' files (setting benchmarks, or the hub)")
+    ] = False,
+    fetch: Annotated[str, typer.Option(metavar="FOLDER", help="only write the files of the hub there, and check them")] = "",
+) -> str:
     "Run the forgetting suite on the vanilla model and every trained one, whatever arm and seed say."
-    from r3_repro.evaluation.benchmarks import run_benchmarks
+    from r3_repro.evaluation import benchmark_files, benchmarks
+    from r3_repro.reporting.tables import to_markdown
 
-    names = run_benchmarks(run)
+    if check or fetch:
+        files = benchmark_files.fetch_benchmarks(fetch) if fetch else benchmark_files.check_benchmarks(run.profile.benchmarks)
+        return to_markdown(files).rstrip()
+    if limit is not None:
+        run = replace(run, profile=run.profile.model_copy(update={"forgetting_limit": limit}))
+    if dry_run:
+        with TemporaryDirectory() as folder:
+            return to_markdown(benchmarks.dry_run_benchmarks(run, Path(folder))).rstrip()
+    names = benchmarks.run_benchmarks(run)
     return f"forgetting: {len(names)} models examined in suite {run.profile.forgetting_suite!r}: {', '.join(names)}"
 
 # %% ../../nbs/workflow/cli.ipynb #9fecba46
