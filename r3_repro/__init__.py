@@ -11,6 +11,7 @@ The names that a script or a notebook needs most; each is imported from its modu
     r3.evaluate(run)                            # episodes of the held-out problems, stored
     r3.load_episodes(run.model_dir)             # a DataFrame, one row an episode
     r3.compare("a.parquet", "b.parquet")        # two tables, folders or runs, problem by problem, as a page
+    r3.forgetting("models/base", "models/mine") # two models on MMLU-Pro, GSM8K, HellaSwag and MATH, item by item
 """
 
 import importlib
@@ -44,6 +45,7 @@ _DEFINED_IN = {
     "evaluate": "evaluation.episodes:evaluate",
     "load_episodes": "analysis.loading:load_episodes",
     "compare": "analysis.compare:compare",
+    "forgetting": "evaluation.benchmarks:forgetting",
     "SettingsError": "utils.errors:SettingsError",
     "EngineError": "utils.errors:EngineError",
 }

@@ -3,6 +3,7 @@ from r3_repro.analysis.compare import compare as compare
 from r3_repro.analysis.loading import load_episodes as load_episodes
 from r3_repro.config import load_profile as load_profile
 from r3_repro.engines.factory import open_engine as open_engine
+from r3_repro.evaluation.benchmarks import forgetting as forgetting
 from r3_repro.evaluation.episodes import evaluate as evaluate
 from r3_repro.evaluation.episodes import run_episodes as run_episodes
 from r3_repro.mining.failures import mine as mine

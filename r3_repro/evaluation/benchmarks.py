@@ -16,7 +16,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -34,7 +34,7 @@ from r3_repro.analysis.protocol import protocol_digest
 from r3_repro.config import Profile, model_path
 from r3_repro.evaluation.benchmark_files import Questions, read_questions
 from r3_repro.runs.identity import model_hash
-from r3_repro.runs.layout import Run, model_path_for, open_run, trained_runs, write_manifest
+from r3_repro.runs.layout import Run, model_path_for, open_run, root_folder, trained_runs, write_manifest
 from r3_repro.tasks.suites import SKILLS, TASK_FOLDER, Benchmark, Item, suite_of
 from r3_repro.utils.errors import SettingsError, file_system_fault
 from r3_repro.utils.files import atomic, check_writable, locked, timed, write_json
@@ -469,12 +469,14 @@ def dry_run_benchmarks(
 def forgetting(
     base: str | Path,  # folder or hub name of the model before training
     trained: str | Path,  # of the model after it
-    tasks: str = "",  # names of benchmarks, with spaces; "" = all of the suite
+    tasks: str | Iterable[str] = "",  # names of benchmarks, as one text with spaces or a list; "" = all of the suite
     root: str | Path = "",  # folder of the run tree; "" = as `open_run`
     **settings: Any,  # of a profile, such as benchmarks, forgetting_limit, forgetting_batch and dtype
 ) -> pd.DataFrame:
     "Compare two models on the published benchmarks, item by item: scores, differences with 95% intervals, judgements."
-    run = open_run("paper", model=str(base), root=str(root), **{"forgetting_tasks": tuple(tasks.split())} | settings)
+    settings = {"forgetting_tasks": tasks if isinstance(tasks, str) else " ".join(tasks)} | settings
+    home = root_folder(str(root)) / "pairs" / digest(str(sorted(settings.items())))  # where no other protocol's results are
+    run = open_run("paper", model=str(base), root=str(home), **settings)
     own, path = replace(run, arm="vanilla"), str(trained)
     name = f"trained-{model_hash(path)[:8]}"
     models = {"vanilla": (own, model_path(run.profile)), name: (replace(run, arm="trained"), path)}

@@ -1,0 +1,339 @@
+"""The four published benchmarks on real rows: files with their oddities, the sample, lm-eval's own numbers, kills, bad input."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from support import DATA, patience
+from test_benchmarks import random_model
+
+import r3_repro
+from r3_repro.analysis.forgetting import compare_items, load_results
+from r3_repro.evaluation import benchmark_files, benchmarks
+from r3_repro.evaluation.benchmark_files import benchmark_rows, check_benchmarks, fetch_benchmarks, read_questions, stratum
+from r3_repro.runs.layout import open_run
+from r3_repro.tasks.suites import suite_of
+from r3_repro.utils.errors import SettingsError
+
+ROWS = {
+    "mmlu_pro/test": "test_sample", "mmlu_pro/validation": "validation", "gsm8k/test": "test", "gsm8k/train": "train_first500",
+    "hellaswag/validation": "validation_500anet_500wikihow", "math/test": "math500_test",
+}  # fmt: skip
+PARTS = {"mmlu_pro/test": 716, "gsm8k/train": 500, "hellaswag/validation": 1000, "math/test": 500}
+GRADED = all(importlib.util.find_spec(m) for m in ("math_verify", "antlr4"))
+TASKS = "MMLU-Pro GSM8K HellaSwag" + (" MATH" if GRADED else "")
+SMALL = DATA.parent / "models/SmolLM2-135M-Instruct"
+
+if not (DATA / "data/mmlu_pro").is_dir():
+    pytest.skip(f"no real rows: R3_TEST_DATA names a folder with data/, not {DATA}", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "The real rows as a folder of benchmarks, which says what parts they are."
+    own = tmp_path_factory.mktemp("benchmarks")
+    for key, name in ROWS.items():
+        part = key.partition("/")[0]
+        (own / part).mkdir(exist_ok=True)
+        shutil.copyfile(DATA / f"data/{part}/{name}.jsonl", own / part / f"{name}.jsonl")
+    (own / "rows.json").write_text(json.dumps(PARTS), "utf-8")
+    return own
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wide_model(tmp_path_factory.mktemp("model"))
+
+
+def wide_model(at: Path, seed: int = 0, context: int = 32768) -> Path:
+    "A random model with a context for thousands of bytes."
+    random_model(at, seed)
+    config = json.loads((at / "config.json").read_text("utf-8"))
+    (at / "config.json").write_text(json.dumps(config | {"max_position_embeddings": context}), "utf-8")
+    return at
+
+
+def settings(folder: Path, **more: Any) -> dict[str, Any]:
+    how = {"dtype": "float32", "benchmarks": str(folder), "forgetting_limit": 3, "forgetting_batch": 2, "forgetting_tasks": TASKS}
+    return how | more
+
+
+# ── Files ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_real_rows_pass_with_all_their_oddities(folder: Path) -> None:
+    found = check_benchmarks(str(folder))
+    assert (
+        list(found.rows) == [716, 70, 1319, 500, 1000, 500] if False else list(found["rows"]) == [716, 70, 1319, 500, 1000, 500]
+    )
+    assert list(found["which"])[:3] == ["a part of 12,032", "all", "all"] and list(found["strata"]) == [14, 14, 1, 1, 2, 35]
+    mmlu, shots = benchmark_rows("MMLU-Pro", "test", str(folder)), benchmark_rows("MMLU-Pro", "validation", str(folder))
+    assert min(len(r["options"]) for r in mmlu) == 3 and sum("N/A" in r["options"] for r in shots) == 21
+    assert any("," in r["answer"].split("####")[1] for r in benchmark_rows("GSM8K", "test", str(folder)))
+    assert any("[header]" in r["ctx_a"] for r in benchmark_rows("HellaSwag", "validation", str(folder)))
+
+
+def test_parquet_and_the_hubs_layout_give_the_same_rows(folder: Path, tmp_path: Path) -> None:
+    for benchmark, split, old, new in (
+        ("MATH", "test", "math/math500_test", "math/{}/test-00000-of-00001"),
+        ("HellaSwag", "validation", "hellaswag/validation_500anet_500wikihow", "hellaswag/data/validation-00000-of-00001"),
+    ):
+        rows = pd.read_json(folder / f"{old}.jsonl", lines=True, dtype=False)
+        if benchmark == "MATH":  # of the hub: a folder for each subject, `type`, and levels in words
+            rows = rows.rename(columns={"subject": "type"}).assign(level="Level " + rows["level"].astype(str))
+        for subject, some in rows.groupby("type") if benchmark == "MATH" else [("", rows)]:
+            file = tmp_path / f"{new.format(subject)}.parquet"
+            file.parent.mkdir(parents=True)
+            some.to_parquet(file)
+        (tmp_path / "rows.json").write_text(json.dumps(PARTS), "utf-8")
+        ours, theirs = (benchmark_rows(benchmark, split, str(f)) for f in (folder, tmp_path))
+        assert sorted(json.dumps(r | {"id": ""}) for r in ours) == sorted(json.dumps(r | {"id": ""}) for r in theirs)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+def fewer(file: Path) -> None:
+    file.write_text("\n".join(file.read_text("utf-8").split("\n")[:9]), "utf-8")
+
+
+def changed(**values: Any):
+    def change(file: Path) -> None:
+        first, *rest = file.read_text("utf-8").split("\n")
+        file.write_text("\n".join([json.dumps(json.loads(first) | values), *rest]), "utf-8")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        ("gsm8k/test", Path.unlink, r"GSM8K: no test\.jsonl or test\.parquet in .*--fetch"),
+        ("gsm8k/test", cut, r"line 1319, is cut off or no JSON: fetch the file again"),
+        ("gsm8k/test", fewer, r"9 rows, not 1,319: cut off, or another version.*\{\"gsm8k/test\": 9\}"),
+        ("gsm8k/test", changed(answer="2,125"), r"row 1 has no number after ####"),
+        ("math/test", changed(problem=None), r"row 1 has no text in column 'problem': another version"),
+        ("math/test", changed(level=6), r"row 1 has level 6, not 1 to 5"),
+        ("math/test", changed(solution="It is 2."), r"row 1 has no \\boxed answer"),
+        ("math/test", changed(subject="Logic"), r"row 1 has subject 'Logic'"),
+        ("hellaswag/validation", changed(label=""), r"row 1 has no label from 0 to 3: the labels of the test split are secret"),
+        ("hellaswag/validation", changed(endings=["a"]), r"row 1 has no list of 4 endings"),
+        ("mmlu_pro/test", changed(options=["a", "b"]), r"row 1 has no list of 3 to 10 options"),
+        (
+            "mmlu_pro/test",
+            changed(options=["a", "b", "c"], answer="D"),
+            r"row 1 has answer 'D', which names none of its 3 options",
+        ),
+    ],
+)
+def test_bad_files_are_refused_before_a_model_is_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, damage: Any, said: str
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    damage(tmp_path / f"{file.partition('/')[0]}/{ROWS[file]}.jsonl")
+    monkeypatch.setattr(benchmarks, "check_scorer", lambda suite: {})
+    monkeypatch.setattr(benchmarks, "as_lm", lambda *_: pytest.fail("a model was loaded"))
+    run = open_run("paper", root=str(tmp_path / "runs"), benchmarks=str(tmp_path), dtype="float32", forgetting_batch=2)
+    with pytest.raises(SettingsError, match=said):
+        benchmarks.run_benchmarks(run, {})
+
+
+def test_what_the_hub_gives_is_laid_out_and_a_licence_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    def served(hub: str, config: str, split: str) -> Any:
+        spec = next(s for s in benchmark_files.PUBLISHED.values() if s.hub == hub)
+        rows = pd.read_json(folder / f"{spec.folder}/{ROWS[f'{spec.folder}/{split}']}.jsonl", lines=True, dtype=False)
+        own = (
+            rows[rows["subject"].str.lower().str.replace("&", "and") == config.replace("_", " ")]
+            if len(spec.configs) > 1
+            else rows
+        )
+        return datasets.Dataset.from_pandas(own, preserve_index=False)
+
+    monkeypatch.setattr(datasets, "load_dataset", served)
+    (tmp_path / "rows.json").write_text(json.dumps(PARTS), "utf-8")
+    found = fetch_benchmarks(str(tmp_path))
+    assert list(found["digest"])[:5] == list(check_benchmarks(str(folder))["digest"])[:5]
+
+    def gated(*_: Any, **__: Any) -> Any:
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'TIGER-Lab/MMLU-Pro' is a gated dataset on the Hub.")
+
+    monkeypatch.setattr(datasets, "load_dataset", gated)
+    with pytest.raises(SettingsError, match=r"MMLU-Pro.*wants its licence accepted: do so on its page, then log in"):
+        fetch_benchmarks(str(tmp_path / "other"))
+
+
+# ── The sample ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_sample_keeps_the_proportions_of_its_strata(folder: Path) -> None:
+    whole, some = (read_questions(suite_of("paper"), n, str(folder)) for n in (0, 100))
+    for name, (items, shots) in some.rows.items():
+        every, taken = (Counter(map(stratum, rows)) for rows in (whole.rows[name][0], items))
+        assert len(items) == 100 and shots == whole.rows[name][1]
+        assert all(abs(taken[s] - 100 * n / every.total()) <= 1 for s, n in every.items())
+        place = {r["id"]: k for k, r in enumerate(whole.rows[name][0])}
+        assert [place[r["id"]] for r in items] == sorted(place[r["id"]] for r in items)
+    assert some.hashes() == read_questions(suite_of("paper"), 100, str(folder)).hashes() != whole.hashes()
+
+
+# ── Runs ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_two_models_in_three_lines(folder: Path, model: Path, tmp_path: Path) -> None:
+    other = wide_model(tmp_path / "other", seed=5)
+    how = settings(folder)
+    table = r3_repro.forgetting(model, other, root=tmp_path / "runs", **how)
+    assert list(table["task"]) == TASKS.split() and (table["n"] == 3).all()
+    assert (table["low"] <= table["difference"]).all() and (table["difference"] <= table["high"]).all()
+    (home,) = (tmp_path / "runs").glob("pairs/*/paper/*/*/forgetting")
+    results = load_results(home)
+    for result in results.values():
+        assert {t: v["items"] for t, v in result["protocol"]["published"].items()} == {
+            b.task: 3 for b in suite_of("paper", tuple(TASKS.split()))
+        }
+        manifest = json.loads((home / f"{result['name']}.manifest.json").read_text("utf-8"))
+        assert manifest["benchmarks"] == {b: t["config"] for b, t in result["tasks"].items()}
+        for name, score in result["tasks"].items():
+            logged = [json.loads(line) for line in (home / f"samples/{result['name']}/{name}.jsonl").open(encoding="utf-8")]
+            assert len(logged) == score["n"] and all("resps" in s and s["doc"]["id"] for s in logged)
+    assert len(results) == 2 and not list((home / "answers").iterdir())
+    stamps = {f: f.stat().st_mtime_ns for f in home.glob("*.json")}
+    again = r3_repro.forgetting(model, other, root=tmp_path / "runs", **how)
+    assert again.equals(table) and {f: f.stat().st_mtime_ns for f in home.glob("*.json")} == stamps
+    few = r3_repro.forgetting(model, model, "HellaSwag", root=tmp_path / "few", **how | {"forgetting_tasks": "HellaSwag"})
+    vanilla = json.loads(next((tmp_path / "few").glob("pairs/*/paper/*/*/forgetting/vanilla.json")).read_text("utf-8"))
+    assert list(few["difference"]) == [0]
+    with pytest.raises(ValueError, match="were not examined alike: protocol"):
+        compare_items(vanilla, list(results.values())[1])
+
+
+PLAIN = """
+import json, sys
+import lm_eval
+from lm_eval.tasks import TaskManager
+model, tasks, folder, out = sys.argv[1:]
+report = lm_eval.simple_evaluate(
+    "hf", model_args={"pretrained": model, "add_bos_token": False, "dtype": "float32"}, tasks=tasks.split(), batch_size=2,
+    device="cpu", apply_chat_template=True, fewshot_as_multiturn=True, bootstrap_iters=0, log_samples=True,
+    samples=json.load(open(folder + "/samples.json")), task_manager=TaskManager(include_path=folder, include_defaults=False),
+)
+with open(out, "w") as f:
+    json.dump({"results": report["results"], "samples": report["samples"]}, f, default=str)
+"""
+HELLASWAG = "include: {home}/hellaswag/hellaswag.yaml\ntask: hellaswag\ntraining_split: null\ndataset_path: json\n"
+GSM8K = "include: {home}/gsm8k/gsm8k.yaml\ntask: gsm8k\ndataset_name: null\ndataset_path: json\n"
+
+
+def plainly(model: Path, data: Path, at: Path, items: dict[str, list[int]]) -> dict[str, Any]:
+    "lm-eval by itself, in a process of its own, on the raw files."
+    import lm_eval.tasks
+
+    files = {
+        "hellaswag": {"validation": f"{data}/hellaswag/{ROWS['hellaswag/validation']}.jsonl"},
+        "gsm8k": {"test": f"{data}/gsm8k/test.jsonl", "train": f"{data}/gsm8k/{ROWS['gsm8k/train']}.jsonl"},
+    }
+    at.mkdir()
+    for name, text in (("hellaswag", HELLASWAG), ("gsm8k", GSM8K)):
+        kept = f"dataset_kwargs: {json.dumps({'data_files': files[name]})}\n"
+        (at / f"{name}.yaml").write_text(text.format(home=Path(lm_eval.tasks.__file__).parent) + kept, "utf-8")
+    (at / "samples.json").write_text(json.dumps(items), "utf-8")
+    command = [sys.executable, "-c", PLAIN, str(model), " ".join(items), str(at), str(at / "out.json")]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=patience(600))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((at / "out.json").read_text("utf-8"))
+
+
+def same_numbers(model: Path, folder: Path, tmp_path: Path, names: str, limit: int) -> None:
+    how = settings(folder, forgetting_limit=limit, forgetting_tasks=names)
+    run = open_run("paper", model=str(model), root=str(tmp_path), **how)
+    suite = suite_of("paper", tuple(names.split()))
+    asked = read_questions(suite, limit, str(folder))
+    benchmarks.run_benchmarks(run)
+    items = {b.task: [int(r["id"].split("-")[1]) for r in asked.rows[b.name][0]] for b in suite}
+    theirs = plainly(model, folder, tmp_path / "plain", items)
+    ours = load_results(run.model_dir / "forgetting")["vanilla"]["tasks"]
+    for b in suite:
+        assert ours[b.name]["value"] == theirs["results"][b.task][b.metric]
+        logs = run.model_dir / f"forgetting/samples/vanilla/{b.name}.jsonl"
+        said = [json.loads(line)["resps"] for line in logs.read_text("utf-8").splitlines()]
+        chosen = [s for s in theirs["samples"][b.task] if s["filter"] == b.metric.split(",")[1]]
+        assert said == [s["resps"] for s in chosen]
+
+
+def test_the_numbers_are_lm_evals_own(folder: Path, model: Path, tmp_path: Path) -> None:
+    same_numbers(model, folder, tmp_path, "GSM8K HellaSwag", 4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SMALL.is_dir(), reason=f"no pretrained model at {SMALL}")
+def test_the_numbers_of_a_pretrained_model_are_lm_evals_own(folder: Path, tmp_path: Path) -> None:
+    same_numbers(SMALL, folder, tmp_path, "HellaSwag", 4)
+
+
+KILLED = """
+import os, signal, sys
+from lm_eval.models.huggingface import HFLM
+from r3_repro.evaluation.benchmarks import run_benchmarks
+from r3_repro.runs.layout import open_run
+usual, left = HFLM._model_generate, [int(sys.argv[4])]
+def generate(self, *args, **kwargs):
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    print("batch", flush=True)
+    return usual(self, *args, **kwargs)
+HFLM._model_generate = generate
+run_benchmarks(open_run("paper", model=sys.argv[1], root=sys.argv[2], dtype="float32", benchmarks=sys.argv[3],
+    forgetting_limit=8, forgetting_batch=2, forgetting_tasks=("GSM8K",)))
+"""
+
+
+def test_a_kill_costs_the_running_batch(folder: Path, model: Path, tmp_path: Path) -> None:
+    def started(root: str, batches: int) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / root), str(folder), str(batches)]
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=patience(300), env=os.environ)
+
+    killed, resumed, whole = started("a", 3), started("a", 99), started("b", 99)
+    assert killed.returncode == -signal.SIGKILL and resumed.returncode == whole.returncode == 0, resumed.stderr[-2000:]
+    assert [d.stdout.count("batch") for d in (killed, resumed, whole)] == [3, 1, 4]
+    one, two = (json.loads(next((tmp_path / r).rglob("vanilla.json")).read_text("utf-8")) for r in "ab")
+    assert one == two
+
+
+def test_prompts_that_do_not_fit_are_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarks, "as_lm", lambda *_: pytest.fail("a model was loaded"))
+    model = wide_model(tmp_path / "model", context=2048)
+    run = open_run("paper", model=str(model), root=str(tmp_path), **settings(folder, forgetting_tasks="HellaSwag GSM8K"))
+    with pytest.raises(
+        SettingsError, match=r"GSM8K: its longest prompt has .* tokens and an answer up to 256, the context of .* is 2,048"
+    ):
+        benchmarks.run_benchmarks(run)
+
+
+def test_a_missing_or_clashing_scorer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"math-verify": "0.9.0", "antlr4-python3-runtime": "4.13.2", "sympy": "1.14.0"}
+    monkeypatch.setattr(benchmarks, "version", lambda package: found[package])
+    with pytest.raises(SettingsError, match=r"antlr4-python3-runtime 4\.13\.2 is installed.*wants 4\.11: pip install"):
+        benchmarks.check_scorer(suite_of("paper"))
+
+    def missing(package: str) -> str:
+        raise benchmarks.PackageNotFoundError(package)
+
+    monkeypatch.setattr(benchmarks, "version", missing)
+    with pytest.raises(SettingsError, match=r"math-verify is not installed: pip install 'lm-eval\[math\]==0\.4\.13'"):
+        benchmarks.check_scorer(suite_of("paper"))
+    assert benchmarks.check_scorer(suite_of("tiny")) == benchmarks.check_scorer(suite_of("paper", ("GSM8K",))) == {}
