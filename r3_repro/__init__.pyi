@@ -34,6 +34,7 @@ __all__ = [
     "__version__",
     "compare",
     "evaluate",
+    "forgetting",
     "get_task",
     "load_episodes",
     "load_profile",
