@@ -231,7 +231,7 @@ def _forgetting(
 def _results(run: Run) -> str:
     "Make the tables and figures of one model from what is stored, and print the verdicts."
     from r3_repro.workflow.pipeline import verdict_lines
-    from r3_repro.workflow.study import make_reports
+    from r3_repro.workflow.reports import make_reports
 
     if not (run.model_dir / "episodes" / "vanilla.parquet").is_file():
         raise SettingsError(
@@ -247,7 +247,7 @@ def _figures(
     profile: Annotated[str, typer.Option(help="only this profile [all]")] = "",
 ) -> None:
     "Make every table and figure again from stored data, without torch."
-    from r3_repro.workflow.study import make_all_reports
+    from r3_repro.workflow.reports import make_all_reports
 
     with exit_on_user_error():
         typer.echo("\n".join(make_all_reports(root_folder(root), profile)))

@@ -34,6 +34,7 @@ from r3_repro.tasks.base import get_task
 from r3_repro.utils.errors import ERROR_PREFIX, SettingsError
 from r3_repro.utils.files import PACKAGE, resource
 from r3_repro.utils.hashing import digest, file_hash
+from r3_repro.workflow.reports import make_reports
 
 
 # %% ../../nbs/workflow/pipeline.ipynb #b346c544
@@ -305,8 +306,6 @@ def reproduce(run: Run) -> None:
         print(f"everything was done already; see {run.model_dir}")
         return
     _run_all(run, folder)
-    from r3_repro.workflow.study import make_reports
-
     make_reports(run.model_dir)
     stamp.write_text(fingerprint(run), "utf-8")
     print(verdict_lines(tables))

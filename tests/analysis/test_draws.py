@@ -16,7 +16,7 @@ from r3_repro.analysis.reflection_report import reflection_examples
 from r3_repro.analysis.reflections import reflection_measures, success_by_length
 from r3_repro.testing import synthetic_episodes
 from r3_repro.utils.stats import wilson
-from r3_repro.workflow.study import make_all_reports
+from r3_repro.workflow.reports import make_all_reports
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from r3_repro.analysis.results import make_results, make_transfer
 from r3_repro.analysis.verdicts import NOT_STUDIED
 from r3_repro.testing import synthetic_episodes
 from r3_repro.utils.errors import SettingsError
-from r3_repro.workflow.study import make_all_reports
+from r3_repro.workflow.reports import make_all_reports
 
 HEAVY = {"torch", "transformers", "trl", "datasets", "accelerate", "lm_eval"}
 MODULES = [f"r3_repro.analysis.{m.name}" for m in pkgutil.iter_modules(r3_repro.analysis.__path__)]

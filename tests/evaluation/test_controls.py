@@ -43,7 +43,8 @@ from r3_repro.testing import synthetic_episodes
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.hashing import file_hash
 from r3_repro.workflow import cli, study
-from r3_repro.workflow.study import evaluate_all, make_all_reports
+from r3_repro.workflow.reports import make_all_reports
+from r3_repro.workflow.study import evaluate_all
 
 FAMILIES = ["qwen2_5", "qwen3", "llama3_1", "llama3_2", "phi3_5", "gemma", "gemma3", "cohere2"]
 

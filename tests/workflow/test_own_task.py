@@ -15,7 +15,7 @@ from r3_repro.mining.failures import mine
 from r3_repro.runs.layout import open_run
 from r3_repro.runs.preflight import preflight
 from r3_repro.training.train import train
-from r3_repro.workflow.study import make_reports
+from r3_repro.workflow.reports import make_reports
 
 pytestmark = pytest.mark.slow
 
