@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEXT_COLUMNS', 'NUMBER_COLUMNS', 'KEY', 'RUN_NAME', 'with_draw', 'typed_episodes', 'check_episodes', 'load_episodes',
            'has_episodes', 'arms_of', 'modes_of', 'pick', 'one_draw', 'share_right', 'share_of_problems', 'draws_note',
-           'outcomes', 'task_of', 'rejudge', 'same_verdicts', 'load_transfer', 'load_training']
+           'outcomes', 'task_of', 'rejudge', 'same_verdicts', 'load_transfer', 'training_rows', 'load_training']
 
 # %% ../../nbs/analysis/loading.ipynb #c3bd4884
 import contextlib
@@ -20,6 +20,7 @@ import pandas as pd
 from r3_repro.analysis.contrasts import contrast, side
 from r3_repro.reporting.plots import arm_order
 from r3_repro.tasks.base import Problem, Task, Verdict, get_task
+from r3_repro.utils.files import read_jsonl
 from r3_repro.utils.stats import Interval, wilson
 
 
@@ -259,6 +260,14 @@ def load_transfer(
 RUN_NAME = re.compile(r"(?P<arm>.+)-seed(?P<seed>\d+)")
 
 
+def training_rows(
+    folder: Path,  # of one training: <model>/training/<arm>-seed<k>
+) -> list[dict[str, Any]]:
+    "Rows of a training's log in the order of steps, the last of each step; empty without a log."
+    steps = {int(row["step"]): row for row in read_jsonl(folder / "log.jsonl")}
+    return [steps[s] for s in sorted(steps)]
+
+
 def load_training(
     folder: str | Path,  # <root>/<profile>/<task>/<model>
 ) -> pd.DataFrame:
@@ -270,12 +279,7 @@ def load_training(
     for file in sorted(home.glob("training/*/log.jsonl")):
         if not (name := RUN_NAME.fullmatch(file.parent.name)):
             continue
-        steps: dict[int, dict[str, Any]] = {}
-        for line in file.read_text("utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                row = json.loads(line)
-                steps[int(row["step"])] = row
-        rows += [{"arm": name["arm"], "seed": int(name["seed"])} | steps[s] for s in sorted(steps)]
+        rows += [{"arm": name["arm"], "seed": int(name["seed"])} | row for row in training_rows(file.parent)]
     log = pd.DataFrame(rows)
     rank = {a: i for i, a in enumerate(arm_order(set(log.arm)))} if rows else {}
     return log.sort_values(["arm", "seed", "step"], key=lambda c: c.map(rank) if c.name == "arm" else c) if rows else log

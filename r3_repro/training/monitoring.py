@@ -4,17 +4,15 @@
 
 # %% auto #0
 __all__ = ['is_degenerate', 'repetition_counts', 'scripts', 'in_other_script', 'content_counts', 'completion_shares',
-           'step_metrics', 'success_by', 'TrainingStopped', 'check_health']
+           'step_metrics', 'success_by', 'TrainingStopped']
 
 # %% ../../nbs/training/monitoring.ipynb #fa6c0b6c
-import math
 import unicodedata
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from r3_repro.config import Profile
 from r3_repro.tasks.base import Message
 
 
@@ -132,48 +130,3 @@ def success_by(
 # %% ../../nbs/training/monitoring.ipynb #c8a0d475
 class TrainingStopped(RuntimeError):
     "Training was ended by a sign of trouble; the message says which, and what helps."
-
-# %% ../../nbs/training/monitoring.ipynb #7223993b
-def _signs(row: dict[str, Any], p: Profile) -> dict[str, str]:
-    "The signs of trouble that one row of the log shows: column -> what it means and what helps."
-    signs = [
-        ("frac_reward_zero_std", lambda x: x >= 1,
-         "1: no group's rewards differ and nothing is learnt: the failures are too hard or too easy for this model; mine with "
-         "pass_rate_min and pass_rate_max"),
-        ("entropy", lambda x: x < p.stop_entropy,
-         f"below stop_entropy = {p.stop_entropy}: the policy has collapsed; lower learning_rate, or raise beta"),
-        ("truncated_share", lambda x: x > p.stop_truncated,
-         f"above stop_truncated = {p.stop_truncated}: completions run into the limit; raise max_reflection_tokens, "
-         "or raise beta"),
-        ("degenerate_share", lambda x: x > p.stop_degenerate,
-         f"above stop_degenerate = {p.stop_degenerate}: loops or bytes; lower learning_rate, or raise beta"),
-        ("most_common_share", lambda x: x > p.stop_most_common,
-         f"above stop_most_common = {p.stop_most_common}: the model writes one thing for different problems; see samples.jsonl, "
-         "then lower learning_rate, raise beta, or leave out problems on which reflecting cannot help"),
-        ("kl", lambda x: 0 < p.stop_kl < x,
-         f"above stop_kl = {p.stop_kl} nats per token: the policy is far from the model that it began from; lower learning_rate, "
-         "or raise beta"),
-        ("other_script_share", lambda x: x > p.stop_other_script,
-         f"above stop_other_script = {p.stop_other_script}: completions are in another script than their prompts; see "
-         "samples.jsonl, then raise beta, or ask for the language in the prompt"),
-        ("sampling_logp_difference", lambda x: x > p.stop_sampling_logp,
-         f"above stop_sampling_logp = {p.stop_sampling_logp}: vLLM samples from other weights than those that are trained, or "
-         "computes them otherwise; see its version and dtype"),
-    ]  # fmt: skip
-    return {name: words for name, bad, words in signs if row.get(name) is not None and bad(row[name])}
-
-# %% ../../nbs/training/monitoring.ipynb #9f6a1a55
-def check_health(
-    log: list[dict[str, Any]],  # the last rows of the log, newest last
-    p: Profile,  # the limits `stop_*`
-) -> str | None:
-    "Why a run should stop; None if it should not."
-    newest = log[-1]
-    for name in ("loss", "grad_norm", "kl", "entropy"):
-        if (value := newest.get(name)) is not None and not math.isfinite(value):
-            return f"step {newest['step']}: {name} is {value}; lower learning_rate, and look at the last rows of the log"
-    if len(log) < p.stop_after:
-        return None
-    rows = [_signs(row, p) for row in log[-p.stop_after :]]
-    lasting = [f"{name} is {words}" for name, words in rows[-1].items() if all(name in r for r in rows)]
-    return f"steps {log[-p.stop_after]['step']} to {newest['step']}: {lasting[0]}" if lasting else None

@@ -64,7 +64,7 @@ from r3_repro.training.model_setup import full_state_dict, reference_loading, wi
 from r3_repro.training.shared_prefix import zero3_disabled
 from r3_repro.training.trainer import R3Trainer
 from r3_repro.utils.errors import SettingsError
-from r3_repro.utils.files import hub_revision, locked, timed
+from r3_repro.utils.files import hub_revision, locked, timed, write_json
 from r3_repro.utils.hashing import digest, file_hash
 
 
@@ -249,6 +249,8 @@ def _train(run: Run, identity: dict[str, Any]) -> None:
         check_processes(run.profile, trainer.accelerator.num_processes)
         if trainer.accelerator.is_main_process:
             remove_unfinished(run.training)
+            own = {"profile": run.profile.model_dump(mode="json"), "token_budget": trainer.args.token_budget}
+            write_json(run.training / "settings.json", own)  # for `watch`: the manifest is written last
             add_curves(trainer, run)
         trainer.accelerator.wait_for_everyone()
         checkpoint = resume_point(run.training)

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from support import REPOSITORY
 
+from r3_repro.analysis.health import check_health
 from r3_repro.config import Profile, load_profile
 from r3_repro.tasks.base import Problem, get_task, leaks_answer, reflection_messages
 from r3_repro.training.callbacks import read_jsonl
-from r3_repro.training.monitoring import check_health, completion_shares, content_counts, repetition_counts
+from r3_repro.training.monitoring import completion_shares, content_counts, repetition_counts
 from r3_repro.training.train import STOPS
 
 COLLAPSED = Path(__file__).with_name("collapsed_run")  # r3 on function calling, seed 0, made at commit 3b17426e4a
