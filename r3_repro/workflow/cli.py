@@ -226,6 +226,35 @@ def _forgetting(
     names = benchmarks.run_benchmarks(run)
     return f"forgetting: {len(names)} models examined in suite {run.profile.forgetting_suite!r}: {', '.join(names)}"
 
+# %% ../../nbs/workflow/cli.ipynb #f59b7f7e
+@app.command("watch")
+def _watch(
+    folder: Annotated[str, typer.Argument(metavar="[RUN]", help="folder of a training or of a model [the options name it]")] = "",
+    profile: Annotated[str, typer.Option(help="section of settings.ini")] = "smoke",
+    task: Annotated[str, typer.Option(help="[the profile's]")] = "",
+    model: Annotated[str, typer.Option(help="folder or hub name [the profile's]")] = "",
+    arm: Annotated[str, typer.Option(help="what is trained and rewarded")] = "r3",
+    seed: Annotated[int, typer.Option(help="of training and its batches")] = 0,
+    root: Annotated[str, typer.Option(help="folder of the run tree; 'results' = the committed studies [runs]")] = "",
+    settings: Settings = None,
+    page: Annotated[str, typer.Option(metavar="FILE", help="also write a page there, .html, again with each new row")] = "",
+    once: Annotated[bool, typer.Option("--once", help="show what is there and end; exit code 1 if there is no row yet")] = False,
+    every: Annotated[float, typer.Option(parser=_number(0), metavar="S", help="seconds between two looks")] = 2.0,
+) -> None:
+    "Show the live log of a training: progress, curves, health signs, the last reflection."
+    from r3_repro.analysis.watch import watch_training
+
+    with exit_on_user_error():
+        if page and not page.endswith(".html"):
+            raise SettingsError(f"--page {page}: name a file that ends in .html")
+        if folder and (profile, task, model, arm, seed, root, settings) != ("smoke", "", "", "r3", 0, "", None):
+            raise SettingsError(f"{folder}: give a folder, or options that name a run, and not both")
+        run = None if folder else _named(profile, task, model, arm, seed, root, settings)
+        where = run.training if run else user_path(folder)
+        named = run.profile.model_dump() if run else None
+        shown = watch_training(where, user_path(page) if page else None, once, every, named)
+    raise typer.Exit(int(once and not shown))
+
 # %% ../../nbs/workflow/cli.ipynb #9fecba46
 @run_command("results", "figures", leave_out=("arm", "seed", "settings"))
 def _results(run: Run) -> str:
@@ -239,6 +268,16 @@ def _results(run: Run) -> str:
         )
     make_reports(run.model_dir)
     return verdict_lines(run.model_dir / "tables")
+
+
+@run_command("card", "figures")
+def _card(run: Run, push: Push = "", public: Public = False) -> str:
+    "Write the card of a trained model, with its scores."
+    from r3_repro.analysis.results import model_scores
+    from r3_repro.training.model_card import push_model, write_card
+
+    file = write_card(run, model_scores(run.model_dir, run.arm, run.seed))
+    return push_model(run, push, private=not public) if push else f"card: {file}"
 
 # %% ../../nbs/workflow/cli.ipynb #99e54290
 @app.command("figures")
@@ -297,15 +336,45 @@ def _browse(
     with exit_on_user_error():
         typer.echo(write_page([user_path(s) for s in sources], user_path(out), title, limit=limit, **chosen))
 
-# %% ../../nbs/workflow/cli.ipynb #01432b14
-@run_command("card", "figures")
-def _card(run: Run, push: Push = "", public: Public = False) -> str:
-    "Write the card of a trained model, with its scores."
-    from r3_repro.analysis.results import model_scores
-    from r3_repro.training.model_card import push_model, write_card
+# %% ../../nbs/workflow/cli.ipynb #512d33c8
+_reports = typer.Typer(help="Replication reports: one file each, made from a published study, and checked.", no_args_is_help=True)
+app.add_typer(_reports, name="report")
 
-    file = write_card(run, model_scores(run.model_dir, run.arm, run.seed))
-    return push_model(run, push, private=not public) if push else f"card: {file}"
+
+@_reports.command("make")
+def _report_make(
+    folder: Annotated[str, typer.Argument(help="of a published study, or of one model of it")],
+    name: Annotated[str, typer.Option(help="of the report: letters, digits, hyphens; also of its file")],
+    by: Annotated[str, typer.Option(help="who ran it")],
+    contact: Annotated[str, typer.Option(help="address, if you want it published")] = "",
+    remarks: Annotated[str, typer.Option(help="what failed, what surprised you")] = "",
+    limits: Annotated[str, typer.Option(help="what this run is no evidence for [what is known of its models]")] = "",
+    out: Annotated[str, typer.Option(help="folder of the file [results/reports]")] = "",
+) -> None:
+    "Make the file of a replication report from stored results; minutes for a large study."
+    from r3_repro.analysis.report import make_report, save_report
+
+    with exit_on_user_error():
+        target = user_path(out) if out else find_home() / "results/reports"
+        check_writable(target)
+        report = make_report(user_path(folder), name, by, contact=contact, remarks=remarks, limits=limits)
+        typer.echo(f"{save_report(report, target)}: check it with r3-repro report check")
+
+
+@_reports.command("check")
+def _report_check(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="of reports")],
+    folder: Annotated[str, typer.Option(help="the published study: its table is computed again and compared")] = "",
+) -> None:
+    "Check files of replication reports, and say what is missing for a verdict; exit code 1 if one is wrong."
+    from r3_repro.analysis.report import check_report
+
+    with exit_on_user_error():
+        checked = {file: check_report(user_path(file), user_path(folder) if folder else None) for file in files}
+    for file, (faults, missing) in checked.items():
+        typer.echo(f"{file}: {'wrong' if faults else 'correct'}")
+        typer.echo("".join(f"  {line}\n" for line in faults + [f"missing for a verdict: {m}" for m in missing]), nl=False)
+    raise typer.Exit(int(any(faults for faults, _ in checked.values())))
 
 # %% ../../nbs/workflow/cli.ipynb #32200254
 def _price_line(p: Profile, usd: float, gpu_memory: float, evaluate_only: bool, **lengths: int | None) -> str:
@@ -411,7 +480,7 @@ def _failing(work: Callable[[], Any]) -> None:
         typer.echo(f"{ERROR_PREFIX}{e}", err=True)
         raise typer.Exit(1) from e
 
-# %% ../../nbs/workflow/cli.ipynb #11ca3f95
+
 @run_command("reproduce", profile="tiny", leave_out=("settings",))
 def _reproduce(run: Run) -> None:
     "Run all chapters of a profile, then print the verdicts. To run it again is to resume."
@@ -463,7 +532,7 @@ def _study_line(
     with exit_on_user_error():
         _failing(lambda: run_line(Line(base, seed), root))
 
-# %% ../../nbs/workflow/cli.ipynb #1253df5a
+
 @app.command("chapter", hidden=True)
 def _chapter(
     name: Annotated[str, typer.Argument(help="such as 03_train")],

@@ -33,8 +33,8 @@ def test_the_subcommands_are_there() -> None:
 def test_every_option_explains_itself(name: str) -> None:
     command = get_command(cli.app).commands[name]  # type: ignore[attr-defined]
     assert command.help
-    if not command.hidden:
-        assert [p.name for p in command.params if not getattr(p, "help", None)] == []
+    for inner in [] if command.hidden else [command, *getattr(command, "commands", {}).values()]:
+        assert [p.name for p in inner.params if not getattr(p, "help", None)] == [] and inner.help
     assert invoke(name, "--help").exit_code == 0
 
 
@@ -166,6 +166,8 @@ def mistakes(text: str) -> list[str]:
         if not re.fullmatch(r"[a-z][a-z-]*", name):
             continue  # an option, a variable, a file
         command = get_command(cli.app).commands.get(name)  # type: ignore[attr-defined]
+        if words and (inner := getattr(command, "commands", None)):  # a group, such as report
+            name, command = f"{name} {words[0]}", inner.get(words[0])
         known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} if command else set()
         own = words[: words.index("--")] if "--" in words else words
         options = [word.partition("=")[0].rstrip(".,:") for word in own if re.match(r"--?[a-z]", word)]
@@ -183,7 +185,9 @@ def test_every_command_that_is_written_down_exists() -> None:
     assert sum(text.count("r3-repro ") for text in texts.values()) > 60
     assert {name: found for name, text in texts.items() if (found := mistakes(text))} == {}
     told = "`r3-repro result`; r3-repro mine --seeds 3; python -m r3_repro.results; `r3-repro plan --price 2 -- --partition=x`"
-    assert mistakes(told) == ["-m r3_repro.results", "r3-repro result", "r3-repro mine --seeds"]
+    told += "; `r3-repro report make FOLDER --name x --form y`; `r3-repro report send x`"
+    wrong = ["r3-repro result", "r3-repro mine --seeds", "r3-repro report make --form", "r3-repro report send"]
+    assert mistakes(told) == ["-m r3_repro.results", *wrong]
 
 
 @pytest.mark.parametrize("name", ["config", "analysis.results", "workflow.cli", "runs", "no_such", "tasks.base"])
