@@ -284,12 +284,13 @@ def runs_table(
     watched: Sequence[Watched],  # trainings
     now: float,  # seconds since the epoch
 ) -> pd.DataFrame:
-    "A row a training: its progress, the last values of the main columns, and the signs that are not ok."
+    "A row a training: its step and state, the last values of the main columns, and the signs that are not ok."
     rows = []
     for w in watched:
-        last = {t: show_value(series(w.rows[-1:], c)[0], t) for c, t in WATCHED.items() if w.rows}
-        few = {t: last.get(t, "–") for t in (WATCHED[c] for c in ("retry_success", "reward", "kl", "entropy"))}
-        rows.append({"training": w.folder.name, "progress": progress_line(w, now) if w.rows else "waiting"} | few)
+        parts = progress_line(w, now).split(", ") if w.rows else ["–", "waiting"]
+        rows.append({"training": w.folder.name, "step": parts[0].removeprefix("step "), "": parts[-1] if len(parts) > 1 else ""})
+        for column, title in (("retry_success", "retry %"), ("reward", "reward"), ("kl", "KL"), ("entropy", "entropy")):
+            rows[-1][title] = show_value(series(w.rows[-1:], column)[0], "(%)" * ("%" in title)) if w.rows else "–"
         rows[-1]["health signs"] = _worst(w)
     return pd.DataFrame(rows)
 
