@@ -974,6 +974,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'r3_repro/evaluation/episodes.py'),
                                               'r3_repro.evaluation.episodes._plain': ( 'evaluation/episodes.html#_plain',
                                                                                        'r3_repro/evaluation/episodes.py'),
+                                              'r3_repro.evaluation.episodes._steps': ( 'evaluation/episodes.html#_steps',
+                                                                                       'r3_repro/evaluation/episodes.py'),
                                               'r3_repro.evaluation.episodes.accuracy_by_round': ( 'evaluation/episodes.html#accuracy_by_round',
                                                                                                   'r3_repro/evaluation/episodes.py'),
                                               'r3_repro.evaluation.episodes.as_table': ( 'evaluation/episodes.html#as_table',
