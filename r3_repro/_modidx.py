@@ -1286,6 +1286,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'r3_repro/mining/store/writer.py'),
                                               'r3_repro.mining.store.writer._Buffer.is_due': ( 'mining/store/writer.html#_buffer.is_due',
                                                                                                'r3_repro/mining/store/writer.py'),
+                                              'r3_repro.mining.store.writer._Filling': ( 'mining/store/writer.html#_filling',
+                                                                                         'r3_repro/mining/store/writer.py'),
                                               'r3_repro.mining.store.writer._begin': ( 'mining/store/writer.html#_begin',
                                                                                        'r3_repro/mining/store/writer.py'),
                                               'r3_repro.mining.store.writer._blocks': ( 'mining/store/writer.html#_blocks',
