@@ -2348,6 +2348,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'r3_repro/training/train.py'),
                                          'r3_repro.training.train._finish': ('training/train.html#_finish', 'r3_repro/training/train.py'),
                                          'r3_repro.training.train._leaks': ('training/train.html#_leaks', 'r3_repro/training/train.py'),
+                                         'r3_repro.training.train._set_callbacks': ( 'training/train.html#_set_callbacks',
+                                                                                     'r3_repro/training/train.py'),
                                          'r3_repro.training.train._train': ('training/train.html#_train', 'r3_repro/training/train.py'),
                                          'r3_repro.training.train.as_trained': ( 'training/train.html#as_trained',
                                                                                  'r3_repro/training/train.py'),

@@ -102,7 +102,7 @@ def _ratios(counted: Mapping[str, float], columns: list[tuple[str, str, str]]) -
     "One count divided by another; None where nothing was counted."
     return {column: counted[k] / counted[n] if counted[n] else None for column, k, n in columns}
 
-# %% ../../nbs/training/monitoring.ipynb #95cf52b9
+
 def step_metrics(
     counted: Mapping[str, float],  # `R3Trainer.counted`, 0 for what is not there
     seconds: Mapping[str, float],  # `R3Trainer.seconds`
@@ -128,10 +128,6 @@ def success_by(
     "The success of a step by the values of a column of the data set, such as the task of a mixture."
     names = [key.removeprefix("answers: ") for key in counted if key.startswith("answers: ")]
     return {f"retry_success_{n.replace(':', '.')}": counted[f"right: {n}"] / counted[f"answers: {n}"] for n in sorted(names)}
-
-# %% ../../nbs/training/monitoring.ipynb #c8a0d475
-class TrainingStopped(RuntimeError):
-    "Training was ended by a sign of trouble; the message says which, and what helps."
 
 # %% ../../nbs/training/monitoring.ipynb #7223993b
 def _signs(row: dict[str, Any], p: Profile) -> dict[str, str]:
@@ -163,6 +159,10 @@ def _signs(row: dict[str, Any], p: Profile) -> dict[str, str]:
     return {name: words for name, bad, words in signs if row.get(name) is not None and bad(row[name])}
 
 # %% ../../nbs/training/monitoring.ipynb #9f6a1a55
+class TrainingStopped(RuntimeError):
+    "Training was ended by a sign of trouble; the message says which, and what helps."
+
+
 def check_health(
     log: list[dict[str, Any]],  # the last rows of the log, newest last
     p: Profile,  # the limits `stop_*`
