@@ -2400,6 +2400,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'r3_repro/training/trainer.py'),
                                            'r3_repro.training.trainer.R3Trainer._get_per_token_logps_and_entropies': ( 'training/trainer.html#r3trainer._get_per_token_logps_and_entropies',
                                                                                                                        'r3_repro/training/trainer.py'),
+                                           'r3_repro.training.trainer.R3Trainer._join_templates': ( 'training/trainer.html#r3trainer._join_templates',
+                                                                                                    'r3_repro/training/trainer.py'),
                                            'r3_repro.training.trainer.R3Trainer._length_limit': ( 'training/trainer.html#r3trainer._length_limit',
                                                                                                   'r3_repro/training/trainer.py'),
                                            'r3_repro.training.trainer.R3Trainer._measure': ( 'training/trainer.html#r3trainer._measure',
