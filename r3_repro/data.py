@@ -138,7 +138,7 @@ def dataset_hashes(run: Run) -> dict[str, str]:
     known = json.loads((run.dataset / "manifest.json").read_text("utf-8"))["hashes"]
     return {k: known[k] for k in ("source", "train", "test")}
 
-# %% ../nbs/data.ipynb #e3f740e2
+
 def load_split(
     run: Run,
     split: str,  # "train" or "test"

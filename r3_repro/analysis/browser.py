@@ -151,6 +151,16 @@ def _drawn(tables: list[pd.DataFrame], limit: int) -> tuple[set[tuple[str, str]]
     order = sizes.iloc[np.random.default_rng(0).permutation(len(sizes))] if sizes.sum() > limit else sizes
     return set(order.index[: max(1, int((order.cumsum() <= limit).sum()))]), len(sizes)
 
+
+def _held(shown: int, total: int, kept: int, problems: int, models: set[str]) -> str:
+    "What a page holds, in sentences."
+    said = f"All {total:,} episodes of {problems:,} problems."
+    if shown < total:
+        said = f"{shown:,} of {total:,} episodes: all of {kept:,} problems, drawn by chance (seed 0) from {problems:,}."
+    if tiny := sorted(m for m in models if m.startswith("tiny")):
+        said += f" Tiny models ({', '.join(tiny)}) show how method and code work. They are no evidence about large models."
+    return said
+
 # %% ../../nbs/analysis/browser.ipynb #119174d9
 def browsed_episodes(
     sources: Iterable[Any],  # folders, files, runs or tables
@@ -176,16 +186,6 @@ def browsed_episodes(
     if (twice := e.duplicated(["task", "model", *KEY])).any():
         raise SettingsError(f"two sources hold the same episode: {e.loc[twice, KEY].iloc[0].to_dict()}: give them one by one")
     return e.reset_index(drop=True), _held(len(e), total, len(kept), problems, set(e.model))
-
-# %% ../../nbs/analysis/browser.ipynb #7f7f25ed
-def _held(shown: int, total: int, kept: int, problems: int, models: set[str]) -> str:
-    "What a page holds, in sentences."
-    said = f"All {total:,} episodes of {problems:,} problems."
-    if shown < total:
-        said = f"{shown:,} of {total:,} episodes: all of {kept:,} problems, drawn by chance (seed 0) from {problems:,}."
-    if tiny := sorted(m for m in models if m.startswith("tiny")):
-        said += f" Tiny models ({', '.join(tiny)}) show how method and code work. They are no evidence about large models."
-    return said
 
 # %% ../../nbs/analysis/browser.ipynb #57dd3de5
 _TEXTS = ["task", "model", "arm", "mode", "problem_id", "label", "prompt", "request", "again", "outcome", "variety"]

@@ -72,7 +72,7 @@ def _stored(place: Path) -> tuple[str, pd.DataFrame, dict[str, str]]:
     manifest = place.with_suffix(".manifest.json")
     return place.stem, _table(place, kind), json.loads(manifest.read_text("utf-8"))["hashes"] if manifest.is_file() else {}
 
-
+# %% ../../nbs/analysis/compare.ipynb #9ad457c4
 def read_side(
     source: Any,  # a run, a folder, a file, or a table
     name: str = "table",  # of a table

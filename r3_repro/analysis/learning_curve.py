@@ -44,7 +44,7 @@ def check_curves(
             )
     return curves
 
-
+# %% ../../nbs/analysis/learning_curve.ipynb #39d79db7
 def load_curves(
     folder: str | Path,  # <root>/<profile>/<task>/<model>
 ) -> pd.DataFrame:
@@ -85,7 +85,7 @@ def _accuracy(values: np.ndarray, trained: bool) -> dict[str, float]:
     c = contrast(side(values if trained else values[:1], trained=trained)).interval()
     return {"": c.estimate, "_low": max(c.low, 0.0), "_high": min(c.high, 1.0)}
 
-
+# %% ../../nbs/analysis/learning_curve.ipynb #f9170051
 def curve_table(
     curves: pd.DataFrame,  # from `load_curves`
     log: pd.DataFrame,  # from `load_training`, of the same runs
@@ -150,7 +150,7 @@ def band_note(
     parts += [f"one seed, 95% interval over problems alone: {', '.join(sorted(one))}"] if one else []
     return "\n".join(parts)
 
-
+# %% ../../nbs/analysis/learning_curve.ipynb #e0b915dd
 def plot_curve(
     table: pd.DataFrame,  # from `curve_table`
     x: str = "step",  # or "tokens"

@@ -62,29 +62,6 @@ def typed_episodes(
     return e.loc[e[KEY].assign(arm=e.arm.map(rank)).sort_values(KEY).index].reset_index(drop=True)
 
 # %% ../../nbs/analysis/loading.ipynb #fb90b7ea
-def check_episodes(
-    episodes: pd.DataFrame,  # one row per episode, of any arms
-) -> pd.DataFrame:
-    "Check that episodes can be compared: each once, the same problems for every arm, seed and mode. Else `ValueError`."
-    e = typed_episodes(episodes)
-    if (double := e.duplicated(KEY)).any():
-        raise ValueError(f"an episode is stored twice: {_named(e, double)}")
-    if (unjudged := e.attempt_ok.isna() | (~e.attempt_ok & e.retry_ok.isna())).any():
-        raise ValueError(f"an episode has no verdict where it needs one: {_named(e, unjudged)}; evaluate again (chapter 04)")
-    _check_draws(e)
-    sets = e.groupby(KEY[:3], sort=False).problem_id.apply(frozenset)
-    for name, problems in sets.items():
-        if problems != sets.iloc[0]:
-            raise _unpaired(f"{name} was evaluated on {len(problems)} problems", f"{len(sets.iloc[0])} as {sets.index[0]}")
-    for (arm, seed), modes in sets.groupby(level=[0, 1], sort=False):
-        if missing := set(e["mode"].unique()) - set(modes.index.get_level_values("mode")):
-            raise _unpaired(f"arm {arm}, seed {seed}, was not evaluated in mode {', '.join(sorted(missing))}", "modes as others")
-    kinds = e.groupby("problem_id").problem.nunique(dropna=False)
-    if (several := kinds[kinds > 1]).size:
-        raise _unpaired(f"problem {several.index[0]!r} and {len(several) - 1} others have several texts", "problems by name")
-    return e
-
-
 def _named(e: pd.DataFrame, which: pd.Series) -> dict[str, Any]:
     "The first of some episodes, by what names it."
     return e.loc[which, KEY].iloc[0].to_dict()
@@ -106,6 +83,29 @@ def _check_draws(e: pd.DataFrame) -> None:
 def _unpaired(found: str, same: str) -> ValueError:
     needed = "paired comparisons need the same held-out problems; evaluate again (chapter 04)"
     return ValueError(f"{found}, not on the same {same}: {needed}")
+
+# %% ../../nbs/analysis/loading.ipynb #abd2fba0
+def check_episodes(
+    episodes: pd.DataFrame,  # one row per episode, of any arms
+) -> pd.DataFrame:
+    "Check that episodes can be compared: each once, the same problems for every arm, seed and mode. Else `ValueError`."
+    e = typed_episodes(episodes)
+    if (double := e.duplicated(KEY)).any():
+        raise ValueError(f"an episode is stored twice: {_named(e, double)}")
+    if (unjudged := e.attempt_ok.isna() | (~e.attempt_ok & e.retry_ok.isna())).any():
+        raise ValueError(f"an episode has no verdict where it needs one: {_named(e, unjudged)}; evaluate again (chapter 04)")
+    _check_draws(e)
+    sets = e.groupby(KEY[:3], sort=False).problem_id.apply(frozenset)
+    for name, problems in sets.items():
+        if problems != sets.iloc[0]:
+            raise _unpaired(f"{name} was evaluated on {len(problems)} problems", f"{len(sets.iloc[0])} as {sets.index[0]}")
+    for (arm, seed), modes in sets.groupby(level=[0, 1], sort=False):
+        if missing := set(e["mode"].unique()) - set(modes.index.get_level_values("mode")):
+            raise _unpaired(f"arm {arm}, seed {seed}, was not evaluated in mode {', '.join(sorted(missing))}", "modes as others")
+    kinds = e.groupby("problem_id").problem.nunique(dropna=False)
+    if (several := kinds[kinds > 1]).size:
+        raise _unpaired(f"problem {several.index[0]!r} and {len(several) - 1} others have several texts", "problems by name")
+    return e
 
 # %% ../../nbs/analysis/loading.ipynb #bcf9bc3d
 def load_episodes(

@@ -126,7 +126,7 @@ def paper_row_of(
     parts = {model: [plain(part.split("(")[0].lower()) for part in model.split(", ")] for model in models}
     return next((model for model in models if any(part and part in plain(name.lower()) for part in parts[model])), None)
 
-
+# %% ../../nbs/analysis/models.ipynb #1e5e5086
 def paper_table(
     study: Sequence[Stored],  # from `load_study`
     task: str,  # our name
@@ -368,31 +368,34 @@ def _label_points(ax: Any, points: pd.DataFrame) -> None:
         note.set_position(((best.p0 - bars[p.name][1]) / scale).tolist())
         taken.append(best)
 
+# %% ../../nbs/analysis/models.ipynb #2c67de07
+def _draw_gain(ax: Any, p: pd.DataFrame, by: str, line: Sequence[str]) -> None:
+    "Draw one panel: the points of a task with intervals, and a line through the bases of an announced sweep."
+    style = arm_style("r3")
+    ax.axhline(0, color="#444444", lw=0.8, zorder=1)
+    ax.plot(p.x[p.name.isin(line)], p.y[p.name.isin(line)], color="#b0b0b0", lw=1, ls="--", zorder=1)
+    err = [p.y - p.low, p.high - p.y]
+    ax.errorbar(p.x, p.y, err, fmt=style.marker, color=style.color, mec="black", ms=5, ecolor="#777777", elinewidth=1, capsize=2)
+    ax.margins(x=0.16, y=0.12)
+    ax.set(title=p.task.iloc[0].replace("_", " "), xlabel="vanilla, 1st try (%)" if by == "ability" else "parameters")
+    if by == "size":
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: show_size(n)))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+
 # %% ../../nbs/analysis/models.ipynb #46777765
 def plot_gain(
     rows: pd.DataFrame,  # from `model_rows`
     by: str = "ability",  # or "size"
 ) -> Figure:
     "The gain in two tries against vanilla's first try, or the number of parameters; one point a base, one panel a task."
-    points, style = gain_points(rows, by), arm_style("r3")
+    points = gain_points(rows, by)
     tasks = list(dict.fromkeys(points.task))
     fig, axes = new_figure(1, len(tasks), 4.4, 3.4, sharey=True)
     line = ANNOUNCED.ladder if by == "size" else ANNOUNCED.ability
     for ax, task in zip(axes[0], tasks, strict=True):
-        p = points[points.task == task]
-        ax.axhline(0, color="#444444", lw=0.8, zorder=1)
-        ax.plot(p.x[p.name.isin(line)], p.y[p.name.isin(line)], color="#b0b0b0", lw=1, ls="--", zorder=1)
-        err = [p.y - p.low, p.high - p.y]
-        ax.errorbar(
-            p.x, p.y, err, fmt=style.marker, color=style.color, mec="black", ms=5, ecolor="#777777", elinewidth=1, capsize=2
-        )
-        ax.margins(x=0.16, y=0.12)
-        ax.set(title=task.replace("_", " "), xlabel="vanilla, 1st try (%)" if by == "ability" else "parameters")
-        if by == "size":
-            ax.set_xscale("log")
-            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: show_size(n)))
-            ax.xaxis.set_minor_formatter(NullFormatter())
+        _draw_gain(ax, points[points.task == task], by, line)
     axes[0, 0].set_ylabel("gain of r3 in two tries (points)")
     note = "bars: 95% intervals of the gain"
     if points.name.isin(line).any():
@@ -448,10 +451,9 @@ def _make_paper_table(study: Sequence[Stored], s: Stored, folder: Path) -> list[
         caption += " Tiny bases, and others that the paper does not have, are no evidence about large models."
     return save_table(readable_paper_table(table), folder / "tables", name, caption + _left_out([s]), table)
 
-# %% ../../nbs/analysis/models.ipynb #9e768ec7
-def _make_models(study: Sequence[Stored], folder: Path, note: str) -> list[Path]:
-    "Write the table of all models, and the figures of tasks that have several."
-    rows = model_rows(study)
+# %% ../../nbs/analysis/models.ipynb #78395adb
+def _models_caption(study: Sequence[Stored]) -> str:
+    "What the columns of the table of all models are."
     means = [f"{s.task}: {', '.join(b.name for b in p)}" for s in study if (p := pooled(s))]
     caption = f"All models. {_about([b for s in study for b in by_size(s)])} p: one-sided, that the gain is above 0, for this row"
     caption += (
@@ -459,7 +461,15 @@ def _make_models(study: Sequence[Stored], folder: Path, note: str) -> list[Path]
     )
     caption += " (a bare retry), an empty one, another problem's, or a fresh first try; – where these were not run."
     caption += f" {MEAN.capitalize()}, in equal parts, with an interval for these bases: {'; '.join(means)}." if means else ""
-    made = save_table(readable_models(rows), folder / "tables", "models", f"{caption}{note}{_left_out(study)}", rows)
+    return caption
+
+# %% ../../nbs/analysis/models.ipynb #9e768ec7
+def _make_models(study: Sequence[Stored], folder: Path, note: str) -> list[Path]:
+    "Write the table of all models, and the figures of tasks that have several."
+    rows = model_rows(study)
+    made = save_table(
+        readable_models(rows), folder / "tables", "models", f"{_models_caption(study)}{note}{_left_out(study)}", rows
+    )
     if len(arms := overview_rows(study)):
         made += save_figure(plot_overview(arms), folder / "figures", "overview")
     if len(apart := arm_differences(study)):

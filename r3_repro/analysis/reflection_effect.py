@@ -140,7 +140,7 @@ def _effect_row(base: Base, arm: str, retry: str) -> dict[str, Any]:
     gain = dict(zip(("gain", "gain_low", "gain_high"), c.interval(), strict=True))
     return row | gain | {"p": two_sided(c)}
 
-
+# %% ../../nbs/analysis/reflection_effect.ipynb #b7409496
 def reflection_effect(
     episodes: pd.DataFrame,  # from `load_episodes`
     controls: pd.DataFrame,  # from `load_controls`
@@ -180,7 +180,7 @@ _BEYOND = {
     "again": AFTER["again"],
 }
 
-
+# %% ../../nbs/analysis/reflection_effect.ipynb #09f14548
 def plot_reflection_effect(
     table: pd.DataFrame,  # from `reflection_effect`
     about: str = "",  # what the figure is about: task, model, number of problems
@@ -223,7 +223,7 @@ def check_controls(
                 f"verifier has changed since; remove {folder / 'controls'}, and make the controls again"
             )
 
-
+# %% ../../nbs/analysis/reflection_effect.ipynb #7c17ac35
 def make_reflection_effect(
     folder: Path,  # <root>/<profile>/<task>/<model>
     episodes: pd.DataFrame,  # from `load_episodes`

@@ -183,7 +183,7 @@ def _over_half(row: Any) -> str:
     over = sum(x > ANNOUNCED.most_common for x in row.each)
     return "" if not over else f"{_name(row.arm)} ({over} of {row.seeds} seeds)" if row.seeds > 1 else _name(row.arm)
 
-
+# %% ../../nbs/analysis/reflection_form.ipynb #0ead4770
 def collapse_sentences(
     table: pd.DataFrame,  # from `form_table`
     where: str = "",  # begins each sentence, such as "countdown, tiny-a"

@@ -120,7 +120,7 @@ def _shown(c: Contrast, q: Question) -> str:
     estimate, low, high = (x * scale / 100 for x in c.interval())  # `show_interval` shows shares as points
     return f"{show_interval(estimate, low, high, signed)} {unit}"
 
-
+# %% ../../nbs/analysis/verdicts.ipynb #c55eeec5
 PART_NAMES = {
     "the first try gains": "one try of r3 beats two tries of vanilla",
     "a large gain": "a gain of 9 points or more on one base",

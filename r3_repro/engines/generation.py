@@ -105,7 +105,7 @@ def rows_attention(
     out = grid.collect(grid.spread(weights[..., :shared]) @ prompt_value) + weights[..., shared:] @ value
     return out.unflatten(2, (-1, tokens)).flatten(1, 2).transpose(1, 2), None
 
-# %% ../../nbs/engines/generation.ipynb #9f083a97
+
 ROWS_ATTENTION = "r3_rows"
 "Name of this attention in transformers' registry."
 
@@ -223,6 +223,24 @@ def reserve(self: RowCache, tokens: int) -> None:
         layer.grow(tokens)
     self.seen = torch.nn.functional.pad(self.seen, (0, self.shared + self.layers[0].length + tokens - self.seen.size(1)))
 
+# %% ../../nbs/engines/generation.ipynb #273c3e54
+def _bare(model: Any) -> Any:
+    "The model inside a PEFT adapter, which has the adapter's layers."
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def _generating(model: Any) -> Iterator[None]:
+    "The model in evaluation mode (no dropout, no gradient checkpointing) and with this attention."
+    own, training = model.config._attn_implementation, model.training
+    model.eval()
+    model.set_attn_implementation(ROWS_ATTENTION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)
+        model.train(training)
+
 # %% ../../nbs/engines/generation.ipynb #2a0180bf
 def _forward(
     model: Any,  # with this attention
@@ -270,24 +288,6 @@ def _continue_rows(
     for r, c in zip(rows, conversations, strict=True):
         cache.tokens[r] = list(c)
     return logits
-
-# %% ../../nbs/engines/generation.ipynb #273c3e54
-def _bare(model: Any) -> Any:
-    "The model inside a PEFT adapter, which has the adapter's layers."
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-@contextmanager
-def _generating(model: Any) -> Iterator[None]:
-    "The model in evaluation mode (no dropout, no gradient checkpointing) and with this attention."
-    own, training = model.config._attn_implementation, model.training
-    model.eval()
-    model.set_attn_implementation(ROWS_ATTENTION)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(own)
-        model.train(training)
 
 # %% ../../nbs/engines/generation.ipynb #7d72822a
 TRUSTED = 8
@@ -354,6 +354,28 @@ class Generated:
     logprobs: list[list[float]] | None  # of these tokens, nats, before temperature, top-k and top-p
     cache: RowCache | None  # to go on from; None if the model does not allow it
 
+# %% ../../nbs/engines/generation.ipynb #aca3cd57
+def generate_plain(
+    model: Any, tokenizer: Any, prompts: list[list[int]], sampling: SamplingParams, seeds: list[int], top_k: int = 0
+) -> Generated:
+    "Generate with transformers' own method, each row for itself. Parameters as in `generate_rows`."
+    ends = end_tokens(model, tokenizer)
+    batch = tokenizer.pad({"input_ids": prompts}, padding=True, padding_side="left", return_tensors="pt").to(model.device)
+    more: dict[str, Any] = {} if sampling.greedy else {"logits_processor": [SeededSampler(seeds, sampling, model.device, top_k)]}
+    if sampling.stop:
+        more |= {"stop_strings": list(sampling.stop), "tokenizer": tokenizer}
+    out = model.generate(
+        **batch, **more, max_new_tokens=sampling.max_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
+        eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, return_dict_in_generate=True, output_logits=sampling.logprobs,
+        synced_gpus=is_sharded(model) and torch.distributed.is_initialized(),
+    )  # fmt: skip
+    rows = out.sequences[:, batch["input_ids"].shape[1] :].tolist()
+    ids = [r[: next((i + 1 for i, t in enumerate(r) if t in ends), len(r))] for r in rows]
+    if not sampling.logprobs:
+        return Generated(ids, None, None)
+    values = torch.stack(out.logits, 1).float().log_softmax(-1)
+    return Generated(ids, [[float(v[i, t]) for i, t in enumerate(r)] for r, v in zip(ids, values, strict=True)], None)
+
 # %% ../../nbs/engines/generation.ipynb #cb227f23
 def _decode(
     model: Any,
@@ -384,28 +406,6 @@ def _decode(
                 sampler.generators = [sampler.generators[i] for i in left]
         logits = _forward(model, cache, token[:, None], alive[:, None])
     return out, count, logprobs
-
-# %% ../../nbs/engines/generation.ipynb #aca3cd57
-def generate_plain(
-    model: Any, tokenizer: Any, prompts: list[list[int]], sampling: SamplingParams, seeds: list[int], top_k: int = 0
-) -> Generated:
-    "Generate with transformers' own method, each row for itself. Parameters as in `generate_rows`."
-    ends = end_tokens(model, tokenizer)
-    batch = tokenizer.pad({"input_ids": prompts}, padding=True, padding_side="left", return_tensors="pt").to(model.device)
-    more: dict[str, Any] = {} if sampling.greedy else {"logits_processor": [SeededSampler(seeds, sampling, model.device, top_k)]}
-    if sampling.stop:
-        more |= {"stop_strings": list(sampling.stop), "tokenizer": tokenizer}
-    out = model.generate(
-        **batch, **more, max_new_tokens=sampling.max_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
-        eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, return_dict_in_generate=True, output_logits=sampling.logprobs,
-        synced_gpus=is_sharded(model) and torch.distributed.is_initialized(),
-    )  # fmt: skip
-    rows = out.sequences[:, batch["input_ids"].shape[1] :].tolist()
-    ids = [r[: next((i + 1 for i, t in enumerate(r) if t in ends), len(r))] for r in rows]
-    if not sampling.logprobs:
-        return Generated(ids, None, None)
-    values = torch.stack(out.logits, 1).float().log_softmax(-1)
-    return Generated(ids, [[float(v[i, t]) for i, t in enumerate(r)] for r, v in zip(ids, values, strict=True)], None)
 
 # %% ../../nbs/engines/generation.ipynb #67892cef
 def _shares_prompts(model: Any) -> bool:

@@ -86,8 +86,7 @@ class Transformers:
         batch: int = 64,  # completions generated at once
     ):
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
-        self.context = max_context_length(model.config)
-        self.waiting: list[tuple[Request, list[int]]] = []
+        self.context, self.waiting = max_context_length(model.config), _Waiting()
 
     @classmethod
     def load(cls, path: str, dtype: str = "float32", tool_format: str = "auto", batch: int = 64) -> "Transformers":

@@ -302,7 +302,7 @@ async def _run(pool: _Pool, server: Server, job: _Job, began: float) -> None:
         server.begun.remove(began)
         _dispatch(pool)
 
-# %% ../../nbs/engines/server.ipynb #947555da
+
 def _ended(pool: _Pool, task: asyncio.Task) -> None:
     "Forget a finished task; an error in it is ours and ends the run."
     pool.tasks.discard(task)

@@ -268,15 +268,8 @@ def answer_text(
 
 # %% ../../nbs/engines/server_protocol.ipynb #cd63b7ff
 FILTERED = (
-    "content_filter",
-    "safety",
-    "recitation",
-    "prohibited_content",
-    "blocklist",
-    "guardrail_intervened",
-    "refusal",
-    "sensitive",
-)
+    "content_filter", "safety", "recitation", "prohibited_content", "blocklist", "guardrail_intervened", "refusal", "sensitive",
+)  # fmt: skip
 "Words for an answer that a filter has cut."
 
 FINISH = {

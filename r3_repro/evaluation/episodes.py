@@ -13,7 +13,7 @@ import contextlib
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,20 @@ def verdict_columns(
     "The columns of an answer: the generated text and the verifier's verdict."
     return completion_columns(step, completion) | {f"{step}_ok": verdict.ok, f"{step}_error": verdict.error}
 
+# %% ../../nbs/evaluation/episodes.ipynb #39c27207
+def _steps(
+    engine: Engine, profile: Profile, mode: str, tries: Sequence[tuple[Problem, int]], label: str = ""
+) -> Callable[[str, Iterable[int], list], list[Completion]]:
+    "What generates a step of some tries, which are problems and draws: (name of the step, numbers of the tries, conversations)."
+    answer, reflect = sampling_params(profile, mode)
+
+    def step(name: str, who: Iterable[int], asked: list) -> list[Completion]:
+        seeds = [draw_seed(profile, mode, name, tries[i][0].id, draw=tries[i][1]) for i in who]
+        sampling = reflect if name.startswith("reflection") else answer
+        return complete(engine, asked, sampling, seeds, progress=f"{label} {mode} {name}".strip())
+
+    return step
+
 # %% ../../nbs/evaluation/episodes.ipynb #ff11efcd
 def run_episodes(
     engine: Engine,
@@ -108,14 +122,9 @@ def run_episodes(
     label: str = "",  # whose episodes, for the progress bars
 ) -> pd.DataFrame:
     "Take each problem through attempt [, reflection, retry [, …]]; a row per problem and draw, with the columns from `mode` on."
-    answer, reflect = sampling_params(profile, mode)
     tries = [(p, draw) for p in problems for draw in range(draws_of(profile, mode))]
-
-    def step(name: str, who: Iterable[int], asked: list, sampling: SamplingParams) -> list[Completion]:
-        seeds = [draw_seed(profile, mode, name, tries[i][0].id, draw=tries[i][1]) for i in who]
-        return complete(engine, asked, sampling, seeds, progress=f"{label} {mode} {name}".strip())
-
-    attempts = step("attempt", range(len(tries)), [attempt_messages(task, p) for p, _ in tries], answer)
+    step = _steps(engine, profile, mode, tries, label)
+    attempts = step("attempt", range(len(tries)), [attempt_messages(task, p) for p, _ in tries])
     rows = [
         {"mode": mode, "draw": draw, "problem_id": p.id, "problem": p.dumps()}
         | verdict_columns("attempt", a, task.verify(p, a.text))
@@ -124,11 +133,10 @@ def run_episodes(
     failed = [i for i, r in enumerate(rows) if not r["attempt_ok"]]
     asked = {i: reflection_messages(task, tries[i][0], attempts[i].text) for i in failed}
     for turn in ["", *(f"_{k}" for k in range(2, profile.retries + 1))]:
-        reflections = step(f"reflection{turn}", failed, [asked[i] for i in failed], reflect)
+        reflections = step(f"reflection{turn}", failed, [asked[i] for i in failed])
         again = [retry_messages(asked[i], r.text, profile.retry_turn) for i, r in zip(failed, reflections, strict=True)]
-        for i, talk, reflection, retry in zip(
-            failed, again, reflections, step(f"retry{turn}", failed, again, answer), strict=True
-        ):
+        retries = step(f"retry{turn}", failed, again)
+        for i, talk, reflection, retry in zip(failed, again, reflections, retries, strict=True):
             rows[i] |= completion_columns(f"reflection{turn}", reflection)
             rows[i] |= verdict_columns(f"retry{turn}", retry, task.verify(tries[i][0], retry.text))
             asked[i] = [*talk, assistant(retry.text), asked[i][-1]]

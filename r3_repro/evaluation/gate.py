@@ -45,7 +45,7 @@ def after_good_reflections(
     answers = complete(engine, asked, sampling_params(profile, "sampled")[0], seeds, progress="retry, good reflection")
     return [task.verify(p, a.text).ok for p, a in zip(whose, answers, strict=True)]
 
-
+# %% ../../nbs/evaluation/gate.ipynb #813dbd51
 def measured_rows(
     episodes: pd.DataFrame,  # of the untrained model, mode sampled
     bare: pd.DataFrame,  # retries without a reflection
@@ -74,7 +74,7 @@ def gate_verdict(
     own = rows.set_index("what").loc["retry, own reflection"]
     return "able" if own.low >= LEAST_RIGHT else "not able" if own.high < LEAST_RIGHT else "not decided"
 
-
+# %% ../../nbs/evaluation/gate.ipynb #0078ee07
 def gate_advice(
     episodes: pd.DataFrame,  # of the untrained model
     unparseable: tuple[str, ...],  # error types of the task that mean that no answer was found
@@ -113,7 +113,7 @@ class Gate:
         lines = [f"{r.what}: {r.right} of {r.of}, {s} %" for r, s in zip(self.rows.itertuples(), shares, strict=True)]
         return "\n".join([*lines, f"gate: {self.verdict}", *(f"look at {line}" for line in self.advice)])
 
-
+# %% ../../nbs/evaluation/gate.ipynb #1075e874
 def measure_gate(
     run: Run,  # its untrained model
     problems: int = 100,  # of the training split

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['weights_missing', 'curve_weights', 'curve_profile', 'curve_problems', 'curve_identity', 'curve_files', 'stored_curve',
-           'evaluate_curve', 'curve_summary_line']
+           'curve_summary_line', 'evaluate_curve']
 
 # %% ../../nbs/evaluation/learning_curve.ipynb #2c467cf9
 import contextlib
@@ -60,7 +60,7 @@ def weights_missing(
         f"{was} when its training ended; {', or '.join(ways)}"
     )
 
-
+# %% ../../nbs/evaluation/learning_curve.ipynb #c2c9df33
 def curve_weights(
     run: Run,  # trained to its end
 ) -> dict[int, str]:
@@ -143,6 +143,16 @@ def stored_curve(
     same = (hashes | {"learning_curve": file_hash(table_file)}).items() <= known.items()
     return pd.read_parquet(table_file) if same else None
 
+
+def curve_summary_line(
+    table: pd.DataFrame,  # from `evaluate_curve`
+) -> str:
+    "One line with the result of a learning curve."
+    right = table.attempt_ok | table.retry_ok.fillna(False)
+    shares = right.groupby(table.step).mean()
+    shown = ", ".join(f"step {step} {share:.1%}" for step, share in shares.items())
+    return f"learning curve of {table.arm.iloc[0]} (seed {table.seed.iloc[0]}), right with two tries: {shown}"
+
 # %% ../../nbs/evaluation/learning_curve.ipynb #6e9a9ad6
 def evaluate_curve(
     run: Run,  # trained and evaluated, as the vanilla model
@@ -165,13 +175,3 @@ def evaluate_curve(
         for folder in table_file.parent.glob(f".{table_file.stem}-*"):
             shutil.rmtree(folder)
     return table
-
-# %% ../../nbs/evaluation/learning_curve.ipynb #de287623
-def curve_summary_line(
-    table: pd.DataFrame,  # from `evaluate_curve`
-) -> str:
-    "One line with the result of a learning curve."
-    right = table.attempt_ok | table.retry_ok.fillna(False)
-    shares = right.groupby(table.step).mean()
-    shown = ", ".join(f"step {step} {share:.1%}" for step, share in shares.items())
-    return f"learning curve of {table.arm.iloc[0]} (seed {table.seed.iloc[0]}), right with two tries: {shown}"

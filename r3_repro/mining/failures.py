@@ -132,16 +132,8 @@ def mine(
         write_json(run.failures / "summary.json", counts)
         who = mining_identity(run)
         hashes = who | {"settings": digest(who["settings"]), "failures": file_hash(kept_file)}
-        write_manifest(
-            run.failures / "manifest.json",
-            "failures",
-            run,
-            seconds,
-            hashes,
-            rule=rule,
-            drawn_now=drawn,
-            study_protocol=protocol_digest(),
-        )
+        more = {"rule": rule, "drawn_now": drawn, "study_protocol": protocol_digest()}
+        write_manifest(run.failures / "manifest.json", "failures", run, seconds, hashes, **more)
     return pd.read_parquet(kept_file)
 
 # %% ../../nbs/mining/failures.ipynb #8d31cdd4

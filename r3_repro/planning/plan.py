@@ -68,7 +68,7 @@ def update_flops(p: Profile, s: Shape, tok: Lengths) -> float:
     before = int(p.use_vllm or p.num_iterations > 1) + int(p.beta > 0)
     return p.num_iterations * learn + before * (once + head)
 
-
+# %% ../../nbs/planning/plan.ipynb #ee29e3ef
 def update_seconds(p: Profile, s: Shape, tok: Lengths, m: Machine) -> float:
     "Seconds of the update: arithmetic, exchange between GPUs (under sharding at the same time), and the optimiser."
     n, gpus, t = parameters(s), p.processes, lora_parameters(s, p.lora_r) if p.lora_r else parameters(s)

@@ -78,7 +78,7 @@ def _shade(ax: Axes, tokens: Sequence[str], values: Sequence[float], y: float, m
         ax.text(x + width / 2, y, text, ha="center", va="center", fontsize=6.5, family="monospace")
         x += width
 
-
+# %% ../../nbs/reporting/method.ipynb #e771b0bc
 def plot_group(
     group: Mapping[str, Any],  # from `benchmarks/worked_group.py`
     by: str = "advantage",  # or "logprob_change"

@@ -84,6 +84,10 @@ def launch_line(
     return [*line, "-m"]
 
 # %% ../../nbs/runs/distributed.ipynb #6d1ec324
+ON_EACH = "R3_ON_EACH_MACHINE"
+"Environment variable with the prefix that starts a command once on each machine of a training; empty on a single machine."
+
+
 def training_environment(
     env: Mapping[str, str] | None = None,  # default: the process's own environment
 ) -> dict[str, str]:
@@ -91,10 +95,6 @@ def training_environment(
     env = os.environ if env is None else env
     own = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & env.keys()
     return {} if own else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-
-# %% ../../nbs/runs/distributed.ipynb #f0fd098d
-ON_EACH = "R3_ON_EACH_MACHINE"
-"Environment variable with the prefix that starts a command once on each machine of a training; empty on a single machine."
 
 # %% ../../nbs/runs/distributed.ipynb #dec95536
 def check_processes(p: Profile, there: int) -> None:

@@ -104,7 +104,7 @@ _PROPERTIES = {name: {"type": kind, "description": ""} for name, kind in _KINDS.
 _PROBE = {"type": "object", "properties": _PROPERTIES, "required": list(_PROBED)}
 _TOOL = {"type": "function", "function": {"name": "probed_function", "description": "", "parameters": _PROBE}}
 
-# %% ../../nbs/tasks/tool_prompts.ipynb #1186954a
+
 def own_call(
     tokenizer: Any,  # whose template shows tools
 ) -> str:

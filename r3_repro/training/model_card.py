@@ -102,7 +102,7 @@ model, tokenizer = AutoModelForCausalLM.from_pretrained("{name}"), AutoTokenizer
 </details>
 """
 
-# %% ../../nbs/training/model_card.ipynb #b350f16c
+
 _LIMITS = """
 ## Limits
 

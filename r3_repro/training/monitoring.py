@@ -100,7 +100,7 @@ def _ratios(counted: Mapping[str, float], columns: list[tuple[str, str, str]]) -
     "One count divided by another; None where nothing was counted."
     return {column: counted[k] / counted[n] if counted[n] else None for column, k, n in columns}
 
-# %% ../../nbs/training/monitoring.ipynb #95cf52b9
+
 def step_metrics(
     counted: Mapping[str, float],  # `R3Trainer.counted`, 0 for what is not there
     seconds: Mapping[str, float],  # `R3Trainer.seconds`

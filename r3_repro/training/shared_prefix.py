@@ -110,7 +110,7 @@ class Parts:
     flat: torch.Tensor  # (real tokens,): their places in the flattened `column`
     at: tuple[torch.Tensor, torch.Tensor]  # rows and columns of the same tokens
 
-# %% ../../nbs/training/shared_prefix.ipynb #8c54d8da
+
 def prefix_parts(
     block: torch.Tensor,  # (prompts, length), as in `Packed`
 ) -> Parts:

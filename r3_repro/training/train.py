@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STOPS', 'longest_sequence', 'check_heads', 'build_trainer', 'load_failures', 'as_trained', 'training_identity',
-           'save_trained', 'keep_weights', 'is_trained', 'train', 'training_summary_line']
+           'save_trained', 'keep_weights', 'training_summary_line', 'is_trained', 'train']
 
 # %% ../../nbs/training/train.ipynb #a9926080
 import json
@@ -108,6 +108,15 @@ def _leaks(task: Task, row: dict[str, Any], text: str) -> bool:
     own = get_task(row["task"]) if "task" in row else task
     return leaks_answer(own, Problem(row["problem_id"], json.loads(row["problem"])), text)
 
+# %% ../../nbs/training/train.ipynb #ee2add86
+def _set_callbacks(trainer: R3Trainer, run: Run) -> None:
+    "Put this package's bar, log, checkpoint marks and kept weights in the place of the bars and prints of transformers."
+    for noisy in (ProgressCallback, PrinterCallback, NotebookProgressCallback):
+        trainer.remove_callback(noisy)
+    keep = KeepWeights(run, lambda folder: keep_weights(trainer, run.profile, folder))  # before the log, which takes the time
+    for own in (TrainingBar(run.name), keep, TrainingLog(trainer, run), MarkCheckpoints(trainer)):
+        trainer.add_callback(own)
+
 # %% ../../nbs/training/train.ipynb #28c71e7e
 def build_trainer(
     run: Run,  # one arm and seed
@@ -136,11 +145,7 @@ def build_trainer(
             reflection_request=request, peft_config=lora_config(p) if p.lora_r else None,
             leaks=partial(_leaks, task),
         )  # fmt: skip
-    for noisy in (ProgressCallback, PrinterCallback, NotebookProgressCallback):
-        trainer.remove_callback(noisy)
-    keep = KeepWeights(run, lambda folder: keep_weights(trainer, p, folder))  # before the log, which takes the time
-    for own in (TrainingBar(run.name), keep, TrainingLog(trainer, run), MarkCheckpoints(trainer)):
-        trainer.add_callback(own)
+    _set_callbacks(trainer, run)
     return trainer
 
 # %% ../../nbs/training/train.ipynb #28d67c39
@@ -228,19 +233,16 @@ def _finish(run: Run, trainer: R3Trainer, seconds: dict[str, float], identity: d
     "Write manifest and card, and remove the checkpoints, which are not needed any more."
     log = read_log(run.training / "log.jsonl")
     stages = {k: log[f"seconds_{k}"].sum() for k in ("reflect", "retry", "verify", "update")}
-    hashes = identity | {
-        "model": file_hash(run.training / "model"), "chat_template": template_hash(trainer._tokenizer)
-    }  # fmt: skip
+    hashes = identity | {"model": file_hash(run.training / "model"), "chat_template": template_hash(trainer._tokenizer)}
     write_manifest(
-        run.training / "manifest.json", "train", run, seconds | stages, hashes,
-        steps=len(log), refilled=int(log.refilled.sum()), shared_prefix=trainer.no_shared_prefix or "on",
+        run.training / "manifest.json", "train", run, seconds | stages, hashes, steps=len(log), refilled=int(log.refilled.sum()),
         reflect_tokens=int(log.reflect_tokens.sum()), retry_tokens=int(log.retry_tokens.sum()),
-        token_budget=trainer.args.token_budget, study_protocol=protocol_digest(),
+        shared_prefix=trainer.no_shared_prefix or "on", token_budget=trainer.args.token_budget, study_protocol=protocol_digest(),
     )  # fmt: skip
     write_card(run)
     shutil.rmtree(run.training / "checkpoints", ignore_errors=True)
 
-# %% ../../nbs/training/train.ipynb #63cf28e0
+
 def _train(run: Run, identity: dict[str, Any]) -> None:
     "Build the trainer, train from the newest checkpoint on, save."
     seconds: dict[str, float] = {}
@@ -260,6 +262,15 @@ def _train(run: Run, identity: dict[str, Any]) -> None:
         save_trained(trainer, run.profile, run.training / "model")
     if trainer.accelerator.is_main_process:
         _finish(run, trainer, seconds, identity | {"settings": digest(identity["settings"])})
+
+# %% ../../nbs/training/train.ipynb #0a0b6f55
+def training_summary_line(
+    run: Run,  # trained, or at least begun
+) -> str:
+    "One line with the result of a training."
+    log = read_log(run.training / "log.jsonl")
+    first, last = log.head(10).retry_success.mean(), log.tail(10).retry_success.mean()
+    return f"train {run.name}: {len(log)} steps, retry success of the first ten {first:.1%}, of the last ten {last:.1%}"
 
 # %% ../../nbs/training/train.ipynb #dc3a8cf5
 def _ended(folder: Path) -> bool:
@@ -290,12 +301,3 @@ def train(
             ensure_identity(*whose)
             _train(run, identity)
     return run.training / "model"
-
-# %% ../../nbs/training/train.ipynb #0a0b6f55
-def training_summary_line(
-    run: Run,  # trained, or at least begun
-) -> str:
-    "One line with the result of a training."
-    log = read_log(run.training / "log.jsonl")
-    first, last = log.head(10).retry_success.mean(), log.tail(10).retry_success.mean()
-    return f"train {run.name}: {len(log)} steps, retry success of the first ten {first:.1%}, of the last ten {last:.1%}"

@@ -60,9 +60,7 @@ class R3Trainer(GRPOTrainer):
         self._set_up(args)
         with reference_loading():  # TRL would spread the reference over all GPUs, or gather it whole
             super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **more)
-        tokenizer: Any = self.processing_class
-        if isinstance(tokenizer.chat_template, dict):  # named ones, as the pipeline's own loader joins them
-            tokenizer.chat_template = one_template(tokenizer.chat_template, tokenizer.name_or_path)
+        self._join_templates()
         if args.token_budget:
             self.add_callback(StopAtBudget())
 
@@ -70,6 +68,37 @@ class R3Trainer(GRPOTrainer):
 
         def __getattr__(self, name: str) -> Any: ...
         def __setattr__(self, name: str, value: Any) -> None: ...
+
+# %% ../../nbs/training/trainer.ipynb #4b29c4a6
+NOT_SUPPORTED = ("tools", "rollout_func", "environment_factory")
+"Arguments of `GRPOTrainer` that change what a completion is, as this class does."
+
+
+def check_arguments(
+    args: Any,
+    train_dataset: Any,
+    reflection_request: str,
+    more: dict[str, Any],  # further arguments of the trainer
+) -> None:
+    "Raise `TypeError` or `ValueError` before any model is loaded if the trainer could not work with these, or would ignore one."
+    if not isinstance(args, R3Config):
+        raise TypeError(
+            f"args is a {type(args).__name__}: pass an R3Config, which is a GRPOConfig with the settings of the retry"
+        )
+    if unused := [name for name in NOT_SUPPORTED if more.get(name) is not None]:
+        raise ValueError(f"R3Trainer generates reflection and retry itself and does not support {', '.join(unused)}")
+    alone = args.loss_on == "attempt"
+    if alone == bool(reflection_request):
+        raise ValueError(f"loss_on = {args.loss_on!r} {'has no' if alone else 'needs a'} reflection_request")
+    needed = {"prompt", *([] if alone else ["attempt"]), *([args.success_by] if args.success_by else [])}
+    for name, data in {"training set": train_dataset, "evaluation set": more.get("eval_dataset")}.items():
+        if missing := needed - set(getattr(data, "column_names", None) or needed):
+            raise ValueError(f"the {name} lacks {sorted(missing)}; it has {sorted(data.column_names)}")
+    if args.zero_variance == "refill" and not hasattr(train_dataset, "__len__"):
+        raise ValueError("zero_variance = 'refill' draws further rows, which a streamed training set cannot give")
+    tokenizer = more.get("processing_class")
+    if tokenizer is not None and not tokenizer.chat_template:
+        raise ValueError(f"{tokenizer.name_or_path} has no chat template: use an instruction-tuned model, or add one")
 
 # %% ../../nbs/training/trainer.ipynb #4d9d9020
 @patch
@@ -85,6 +114,14 @@ def _set_up(self: R3Trainer, args: R3Config) -> None:
     self.policy_logps = None  # (completions, tokens), of the last forward pass with a gradient
     self.shares_prefix = None if args.shared_prefix else False  # None: tried at the first forward pass
     self.no_shared_prefix = "" if args.shared_prefix else "shared_prefix = false"  # why each prompt is run for itself
+
+
+@patch
+def _join_templates(self: R3Trainer) -> None:
+    "Make one chat template of named ones, as the pipeline's own loader does."
+    tokenizer: Any = self.processing_class
+    if isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = one_template(tokenizer.chat_template, tokenizer.name_or_path)
 
 # %% ../../nbs/training/trainer.ipynb #7057675d
 @patch(as_prop=True)
@@ -120,37 +157,6 @@ def _count_tokens(self: R3Trainer, stage: str, ids: list[list[int]]) -> None:
     self._count(**{f"{stage}_tokens": sum(map(len, ids))})
     if self.args.token_budget and self.model.training:
         self.lr_scheduler.tokens += int(self.counted[f"{stage}_tokens"] - before)
-
-# %% ../../nbs/training/trainer.ipynb #4b29c4a6
-NOT_SUPPORTED = ("tools", "rollout_func", "environment_factory")
-"Arguments of `GRPOTrainer` that change what a completion is, as this class does."
-
-
-def check_arguments(
-    args: Any,
-    train_dataset: Any,
-    reflection_request: str,
-    more: dict[str, Any],  # further arguments of the trainer
-) -> None:
-    "Raise `TypeError` or `ValueError` before any model is loaded if the trainer could not work with these, or would ignore one."
-    if not isinstance(args, R3Config):
-        raise TypeError(
-            f"args is a {type(args).__name__}: pass an R3Config, which is a GRPOConfig with the settings of the retry"
-        )
-    if unused := [name for name in NOT_SUPPORTED if more.get(name) is not None]:
-        raise ValueError(f"R3Trainer generates reflection and retry itself and does not support {', '.join(unused)}")
-    alone = args.loss_on == "attempt"
-    if alone == bool(reflection_request):
-        raise ValueError(f"loss_on = {args.loss_on!r} {'has no' if alone else 'needs a'} reflection_request")
-    needed = {"prompt", *([] if alone else ["attempt"]), *([args.success_by] if args.success_by else [])}
-    for name, data in {"training set": train_dataset, "evaluation set": more.get("eval_dataset")}.items():
-        if missing := needed - set(getattr(data, "column_names", None) or needed):
-            raise ValueError(f"the {name} lacks {sorted(missing)}; it has {sorted(data.column_names)}")
-    if args.zero_variance == "refill" and not hasattr(train_dataset, "__len__"):
-        raise ValueError("zero_variance = 'refill' draws further rows, which a streamed training set cannot give")
-    tokenizer = more.get("processing_class")
-    if tokenizer is not None and not tokenizer.chat_template:
-        raise ValueError(f"{tokenizer.name_or_path} has no chat template: use an instruction-tuned model, or add one")
 
 # %% ../../nbs/training/trainer.ipynb #48295887
 @contextlib.contextmanager
@@ -313,6 +319,25 @@ def log(self: R3Trainer, logs: dict[str, float], start_time: float | None = None
         self.counted.clear()
         self.seconds.clear()
 
+# %% ../../nbs/training/trainer.ipynb #b8b708a2
+@patch
+def _count_answers(self: R3Trainer, prompts: list, answers: Answers, ok: list[bool]) -> None:
+    "Count what the log says about answers, and about the texts that get the loss."
+    said = [(row, p, text) for row, p, some in zip(self.rows, prompts, answers.said, strict=True) for text in some]
+    rows, asked, texts = map(list, zip(*said, strict=True))
+    known = self.leaks is not None and self.args.loss_on != "attempt"
+    leaked = [self.leaks(row, text) for row, text in zip(rows, texts, strict=True)] if known else None
+    self._count(answers=len(ok), right=sum(ok), texts=len(texts), **content_counts(asked, texts, leaked))
+    if self.args.retries > 1:
+        self._count(right_at_once=sum(right and len(some) == 1 for right, some in zip(ok, answers.said, strict=True)))
+    everywhere = gather_object([(str(p), text) for p, text in zip(asked, texts, strict=True)])
+    for name, value in repetition_counts(*zip(*everywhere, strict=True)).items():  # of the whole batch, not a sum over processes
+        self.counted[name] += value
+    if column := self.args.success_by:
+        for value, right in gather_object([(row[column], right) for row, right in zip(self.rows, ok, strict=True)]):
+            self.counted[f"answers: {value}"] += 1
+            self.counted[f"right: {value}"] += right
+
 # %% ../../nbs/training/trainer.ipynb #a77e5ee7
 @patch
 def _answers_for(self: R3Trainer, prompts: list, texts: list[str], ids: list) -> Answers:
@@ -346,25 +371,6 @@ def _calculate_rewards(self: R3Trainer, inputs: list, prompts: list, completions
         self.samples += sample_rows(self.state.global_step + 1, inputs, answers, alone, ok, paid)
     return rewards
 
-# %% ../../nbs/training/trainer.ipynb #b8b708a2
-@patch
-def _count_answers(self: R3Trainer, prompts: list, answers: Answers, ok: list[bool]) -> None:
-    "Count what the log says about answers, and about the texts that get the loss."
-    said = [(row, p, text) for row, p, some in zip(self.rows, prompts, answers.said, strict=True) for text in some]
-    rows, asked, texts = map(list, zip(*said, strict=True))
-    known = self.leaks is not None and self.args.loss_on != "attempt"
-    leaked = [self.leaks(row, text) for row, text in zip(rows, texts, strict=True)] if known else None
-    self._count(answers=len(ok), right=sum(ok), texts=len(texts), **content_counts(asked, texts, leaked))
-    if self.args.retries > 1:
-        self._count(right_at_once=sum(right and len(some) == 1 for right, some in zip(ok, answers.said, strict=True)))
-    everywhere = gather_object([(str(p), text) for p, text in zip(asked, texts, strict=True)])
-    for name, value in repetition_counts(*zip(*everywhere, strict=True)).items():  # of the whole batch, not a sum over processes
-        self.counted[name] += value
-    if column := self.args.success_by:
-        for value, right in gather_object([(row[column], right) for row, right in zip(self.rows, ok, strict=True)]):
-            self.counted[f"answers: {value}"] += 1
-            self.counted[f"right: {value}"] += right
-
 # %% ../../nbs/training/trainer.ipynb #89a71cea
 @patch
 def _try_prefix(self: R3Trainer) -> None:
@@ -383,6 +389,20 @@ def _try_prefix(self: R3Trainer) -> None:
     self.shares_prefix, self.no_shared_prefix = reason is None, reason or ""
     if reason:
         warnings.warn(f"shared_prefix = true is without effect, each prompt is run once a completion: {reason}", stacklevel=2)
+
+
+@patch
+def _shared_log_probs(self: R3Trainer, model: Any, ids: Any, mask: Any, keep: int, size: int) -> tuple[Any, Any]:
+    "Log-probabilities and entropies, `size` completions at a time."
+    parts = []
+    for some, real in zip(ids.split(size), mask.split(size), strict=True):
+        packed = pack(some, real, keep)
+        self._count_forward(packed.tokens)
+        with self.accelerator.autocast():
+            parts.append(shared_log_probs(model, packed, self.model))
+    self.counted["shared_prefix"] = 1
+    entropies = [e for _, e in parts if e is not None]
+    return torch.cat([logps for logps, _ in parts]), torch.cat(entropies) if entropies else None
 
 # %% ../../nbs/training/trainer.ipynb #3af22076
 @patch
@@ -404,20 +424,6 @@ def _get_per_token_logps_and_entropies(
     if torch.is_grad_enabled():
         self.policy_logps = out[0].detach()
     return out
-
-# %% ../../nbs/training/trainer.ipynb #dfe38b6b
-@patch
-def _shared_log_probs(self: R3Trainer, model: Any, ids: Any, mask: Any, keep: int, size: int) -> tuple[Any, Any]:
-    "Log-probabilities and entropies, `size` completions at a time."
-    parts = []
-    for some, real in zip(ids.split(size), mask.split(size), strict=True):
-        packed = pack(some, real, keep)
-        self._count_forward(packed.tokens)
-        with self.accelerator.autocast():
-            parts.append(shared_log_probs(model, packed, self.model))
-    self.counted["shared_prefix"] = 1
-    entropies = [e for _, e in parts if e is not None]
-    return torch.cat([logps for logps, _ in parts]), torch.cat(entropies) if entropies else None
 
 
 @patch
@@ -488,7 +494,7 @@ def _compare_with_sampler(self: R3Trainer, inputs: dict) -> None:
         sampler_ratio=ratio.sum().item(), sampler_ratio_squared=ratio.square().sum().item(),
     )  # fmt: skip
 
-# %% ../../nbs/training/trainer.ipynb #b19b2276
+
 @patch
 def _measure(self: R3Trainer, inputs: dict) -> None:
     "Compare the policy that has just been run with its sampler, and every `sample_steps` steps with its reference in float32."

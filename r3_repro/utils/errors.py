@@ -21,7 +21,7 @@ from collections.abc import Iterator
 class SettingsError(ValueError):
     "A setting is wrong; the message names section, key, value and remedy."
 
-# %% ../../nbs/utils/errors.ipynb #0d6a81fd
+
 class EngineError(RuntimeError):
     "Generation cannot go on: a server is gone, a GPU failed. The message says what to do; finished completions were returned."
 
@@ -84,10 +84,6 @@ def file_system_fault(error: BaseException) -> str:
         seen = seen.__cause__
     return ""
 
-# %% ../../nbs/utils/errors.ipynb #cd35061a
-ERROR_PREFIX = "r3_repro: "
-"How a command starts each line that says why it stopped."
-
 # %% ../../nbs/utils/errors.ipynb #0d48eb96
 def show_any_text() -> None:
     "Let stdout put `?` for what its encoding lacks, such as an arrow under `LC_ALL=C`, instead of ending the command."
@@ -95,6 +91,10 @@ def show_any_text() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 # %% ../../nbs/utils/errors.ipynb #5f94fe45
+ERROR_PREFIX = "r3_repro: "
+"How a command starts each line that says why it stopped."
+
+
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
     "Print what the user can fix without traceback and exit with code 2; also a decorator: `@exit_on_user_error()`."

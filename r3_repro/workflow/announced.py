@@ -107,7 +107,7 @@ def is_published(
     folders = [results / STUDY_PROFILE / task / line.base / "forgetting" for task in p.tasks]
     return all((f / f"{arm}-seed{line.seed}.manifest.json").is_file() for f in folders for arm in line.arms(p))
 
-
+# %% ../../nbs/workflow/announced.ipynb #5b769f1e
 def publish_line(
     line: Line,
     root: Path,  # folder of the run tree
@@ -154,7 +154,7 @@ def _process(line: Line, root: str, log: Path) -> int:
         command = [sys.executable, "-m", "r3_repro", "study-line", line.base, str(line.seed), "--root", root]
         return subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
 
-
+# %% ../../nbs/workflow/announced.ipynb #12f4f71d
 def run_lines(
     lines: Sequence[Line],
     root: str,  # folder of the run tree

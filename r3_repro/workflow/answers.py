@@ -77,7 +77,7 @@ def reflections_answer() -> str:
             out.append(f"{task_label(task)}, {folder.name}: {show_interval(change, low, high, signed)} tokens, and {different}")
     return f"By training with `r3`, {ANNOUNCED.mode} answers:\n\n{_listed(out)}"
 
-
+# %% ../../nbs/workflow/answers.ipynb #7b36045e
 def forgetting_answer() -> str:
     "Which skills r3 keeps within a point, and which are not decided or lost."
     out = []

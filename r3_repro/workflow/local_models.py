@@ -223,7 +223,7 @@ TEXTS = (
 )
 "What the checks of a conversion read; the last one is plain English."
 
-
+# %% ../../nbs/workflow/local_models.ipynb #109f83f3
 def check_reading(
     packaged: Packaged,
     folder: Path,

@@ -499,7 +499,7 @@ def skill_accuracy(model: Any, tokenizer: Any, n: int = 200) -> dict[str, float]
         out[name] = sum(is_right(i, a.text) for a, i in zip(answers, items, strict=True)) / len(items)
     return out
 
-# %% ../../nbs/workflow/tiny_world.ipynb #b0521454
+
 def _built(
     out: Path, recipe: Recipe, problems: Problems, seconds: dict[str, float]
 ) -> tuple[Any, PreTrainedTokenizerFast, list[dict[str, float]]]:
@@ -514,7 +514,7 @@ def _built(
     write_json(out / "trained_on.json", {name: sorted(p.id for p in some) for name, some in problems.items()})
     return model, tokenizer, log
 
-
+# %% ../../nbs/workflow/tiny_world.ipynb #b0521454
 def build_and_measure(
     out: Path,  # folder of the model; its recipe is written beside it
     recipe: Recipe,

@@ -358,7 +358,7 @@ def _memory_rules(p: Profile, s: Shape, tok: Lengths, m: Measured, plan: Expecte
         least = math.floor(machine.memory * plan.gpu_gib / m.gpu_gib)
         yield Finding("plan of memory", "warning", found, f"plan with r3-repro plan --gpu-memory {least}")
 
-# %% ../../nbs/workflow/trial_steps.ipynb #6b063367
+
 def _time_rules(p: Profile, m: Measured, plan: Expected) -> Iterator[Finding]:
     whole, planned, saving = _whole(row := m.rows[SAVED - 1]), sum(plan.step.values()), m.seconds["checkpoint"]
     drawn, hours = row["seconds_reflect"] + row["seconds_retry"], p.max_steps * whole / 3600

@@ -183,8 +183,10 @@ def test_a_notebook_opens_with_title_and_subtitle(notebook: Path) -> None:
     assert first["cell_type"] == "markdown" and re.match(r"# .+\n+> .+", source(first))
 
 
-LIMIT = 40
-Definition = ast.FunctionDef | ast.ClassDef
+LIMIT, LONGEST = 30, 40  # lines of code that an exported cell stays below; lines of a function, blank ones and comments included
+WHOLE = {"Recipe"}  # a dataclass of 26 settings, which would not read better in two
+ANNOUNCED = "analysis/protocol"  # written down before the study: nothing in it is moved
+UNSHOWN = {ANNOUNCED, "workflow/cli", "evaluation/benchmarks"}  # exported cells of these still follow one another
 
 
 def lines_of_code(cell: Cell) -> int:
@@ -192,14 +194,26 @@ def lines_of_code(cell: Cell) -> int:
     return sum(bool(line.strip()) and not line.lstrip().startswith("#") for line in source(cell).split("\n"))
 
 
+def defines(cell: Cell) -> bool:
+    "Whether a cell is exported and more than imports."
+    return exported(cell) and not all(isinstance(n, ast.Import | ast.ImportFrom) for n in parsed(cell))
+
+
 def too_long(cell: Cell) -> list[str]:
-    "What of an exported cell should be cut: a cell with several definitions, or a function; one class stays together."
-    found = [n for n in parsed(cell) if isinstance(n, Definition)]
-    out = []
-    if len(found) > 1 and lines_of_code(cell) > LIMIT:
-        out.append(f"cell of {lines_of_code(cell)} lines with {', '.join(n.name for n in found)}")
-    functions = [n for top in found for n in ast.walk(top) if isinstance(n, ast.FunctionDef)]
-    return out + [f"{n.name}: {n.end_lineno - n.lineno + 1} lines" for n in functions if n.end_lineno - n.lineno >= LIMIT]
+    "What of an exported cell should be cut: the cell between definitions, or a function."
+    functions = [n for n in ast.walk(ast.Module(parsed(cell), [])) if isinstance(n, ast.FunctionDef)]
+    out = [f"{n.name}: {n.end_lineno - n.lineno + 1} lines" for n in functions if n.end_lineno - n.lineno >= LONGEST]  # type: ignore[operator]
+    whole = any(isinstance(n, ast.ClassDef) and n.name in WHOLE for n in parsed(cell))
+    if lines_of_code(cell) >= LIMIT and not whole:
+        out.append(f"{lines_of_code(cell)} lines of code: {source(cell)[:80]}")
+    return out
+
+
+def unshown(notebook: list[Cell]) -> list[str]:
+    "Exported cells that are not followed by one that shows or asserts something."
+    after = [*notebook[1:], {"cell_type": "markdown", "source": ""}]
+    code = [(c, then) for c, then in zip(notebook, after, strict=True) if c["cell_type"] == "code" and defines(c)]
+    return [source(c)[:80] for c, then in code if then["cell_type"] != "code" or exported(then)]
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=names)
@@ -211,12 +225,26 @@ def test_a_chapter_defines_nothing_for_the_package(chapter: Path) -> None:
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=names)
 def test_cells_are_short_and_notebooks_too(notebook: Path) -> None:
     assert len(json.loads(notebook.read_text("utf-8"))["cells"]) <= 60
-    assert [x for c in cells(notebook) if exported(c) for x in too_long(c)] == [], f"more than {LIMIT} lines"
+    assert names(notebook) == ANNOUNCED or [x for c in cells(notebook) if defines(c) for x in too_long(c)] == []
 
 
-def test_exported_cells_are_mostly_short() -> None:
+def test_half_of_the_exported_cells_are_shorter_still() -> None:
     lengths = sorted(lines_of_code(c) for n in NOTEBOOKS for c in cells(n) if exported(c))
-    assert lengths[len(lengths) // 2] <= 20 and sum(n > 30 for n in lengths) < len(lengths) / 20
+    assert lengths[len(lengths) // 2] <= 20
+
+
+@pytest.mark.parametrize("notebook", [n for n in NOTEBOOKS if names(n) not in UNSHOWN], ids=names)
+def test_every_exported_cell_is_followed_by_an_example(notebook: Path) -> None:
+    assert unshown(json.loads(notebook.read_text("utf-8"))["cells"]) == [], "show or assert what it defines in the next cell"
+
+
+def test_cells_that_break_the_rules_are_found() -> None:
+    kinds = {"code": "#| export\nx = 1", "example": "x", "imports": "#| export\nimport os", "text": "## Next"}
+    made = {k: {"cell_type": "markdown" if k == "text" else "code", "source": text} for k, text in kinds.items()}
+    for order, wrong in (("code example", 0), ("code text example", 1), ("code code example", 1), ("imports code", 1)):
+        assert len(unshown([made[k] for k in order.split()])) == wrong, order
+    long = {"cell_type": "code", "source": "#| export\n" + "y = 1\n" * LIMIT}
+    assert len(too_long(long)) == 1 and too_long(long | {"source": long["source"].replace("y = 1\n", "", 1)}) == []
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=names)

@@ -158,10 +158,10 @@ def _store(folder: Path, b: _Buffer, key: dict[str, Any], then: str) -> None:
             part.write_bytes(data)
         _sync(folder)
 
-# %% ../../../nbs/mining/store/writer.ipynb #bb05db66
+# %% ../../../nbs/mining/store/writer.ipynb #b12ded2c
 @dataclass
-class Writer:
-    "Stores attempts, alone in its folder: `with Writer(folder, key) as writer: writer.add(attempt)`."
+class _Filling:
+    "What a writer stores and where, how much it holds back, and what is stored."
 
     folder: Path
     key: dict[str, Any]  # what decides which attempts are drawn; JSON values by name
@@ -172,6 +172,10 @@ class Writer:
     remove: str = ""  # what to remove to start over, for the message; default: the folder
     stored: int = field(default=0, init=False)  # attempts in the store
     buffer: _Buffer = field(default_factory=_Buffer, init=False)
+
+# %% ../../../nbs/mining/store/writer.ipynb #bb05db66
+class Writer(_Filling):
+    "Stores attempts, alone in its folder: `with Writer(folder, key) as writer: writer.add(attempt)`."
 
     def __enter__(self) -> "Writer":
         self._held, self.key, self.stored = _begin(self.folder, self.key, self.remove)

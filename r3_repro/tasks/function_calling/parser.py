@@ -83,7 +83,7 @@ def _wrapped(value: dict, budget: Budget) -> list[Call]:
         raise Unreadable("not_json", "tool_calls that are not a list of calls")
     return found
 
-# %% ../../../nbs/tasks/function_calling/parser.ipynb #3bc43b27
+
 def calls_in(
     value: Any,  # what `read_block` returned
     budget: Budget,
@@ -158,7 +158,7 @@ def _between(text: str, edges: Iterable[tuple[int, int, bool, bool]]) -> Iterato
     if start is not None:
         yield TextPart(start, len(text), False)
 
-# %% ../../../nbs/tasks/function_calling/parser.ipynb #5102f222
+
 def text_parts(text: str, place: str) -> Iterator[TextPart]:
     "The parts of a text that belong to a place, a key of `PLACES` whose parts are searched."
     if place in TAGS:
@@ -273,6 +273,14 @@ def _layout(text: str) -> str:
     "A text without one line break at each end."
     return text.removeprefix("\n").removesuffix("\n")
 
+
+def _schema(tools: Tools, name: str, key: str) -> Any:
+    "The schema of a tool's parameter; None if it is not known."
+    parameters = tools.get(name)
+    if not isinstance(parameters, dict) or not isinstance(parameters.get("properties", {}), dict):
+        return None
+    return argument_schema(key, parameters)
+
 # %% ../../../nbs/tasks/function_calling/parser.ipynb #5c37d820
 def tagged_calls(r: Reader, tools: Tools) -> list[Call] | None:
     "The calls in tags up to the reader's end; None if no tag begins one."
@@ -301,14 +309,6 @@ def tagged_calls(r: Reader, tools: Tools) -> list[Call] | None:
     if name:
         raise Unreadable("not_json", f"the call of {name[:40]!a} is not closed")
     return calls or None
-
-# %% ../../../nbs/tasks/function_calling/parser.ipynb #44be0fc2
-def _schema(tools: Tools, name: str, key: str) -> Any:
-    "The schema of a tool's parameter; None if it is not known."
-    parameters = tools.get(name)
-    if not isinstance(parameters, dict) or not isinstance(parameters.get("properties", {}), dict):
-        return None
-    return argument_schema(key, parameters)
 
 # %% ../../../nbs/tasks/function_calling/parser.ipynb #0ffc6b4a
 def keyed_call(r: Reader, tools: Tools) -> list[Call] | None:
