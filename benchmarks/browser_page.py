@@ -39,7 +39,7 @@ def main() -> None:
         tab.look(1280, 900)
         opened, searched = [], []
         for _ in range(args.runs):
-            tab.open(file.as_uri())
+            tab.visit(file.as_uri())
             opened.append(tab.js("performance.getEntriesByName('usable')[0].startTime / 1000"))
             start = time.perf_counter()
             tab.write_text("#text", '"target again"')

@@ -70,7 +70,7 @@ class Chromium:
             assert time.monotonic() < end, f"never true: {expression}"
             time.sleep(0.02)
 
-    def open(self, url: str) -> None:
+    def visit(self, url: str) -> None:
         "Open a page anew and wait until its table is there."
         self.call("Page.navigate", url="about:blank")
         self.events.clear()

@@ -37,7 +37,7 @@ def opens_text(call: ast.Call) -> bool:
         return method and len(call.args) < 2
     if name == "open":
         of_a_path = method and owner not in ("gzip", "io")
-        return owner not in ("os", "tarfile", "zipfile", "webbrowser") and text_mode(call, 0 if of_a_path else 1, "r")
+        return owner not in ("os", "tarfile", "zipfile", "zipped", "webbrowser") and text_mode(call, 0 if of_a_path else 1, "r")
     if name in ("NamedTemporaryFile", "TemporaryFile"):
         return text_mode(call, 0, "w+b")
     as_text = [getattr(keyword(call, k), "value", None) for k in ("text", "universal_newlines")]  # of subprocess

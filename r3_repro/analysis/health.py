@@ -73,7 +73,7 @@ FINITE = ("loss", "grad_norm", "kl", "entropy")
 
 # %% ../../nbs/analysis/health.ipynb #ec36db7f
 def lasting_rows(
-    sign: StopSign,
+    sign: StopSign,  # whose limit counts
     log: Sequence[dict[str, Any]],  # rows of the log, newest last
     p: StoppingSettings,  # the limits
 ) -> int:

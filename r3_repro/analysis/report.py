@@ -202,7 +202,9 @@ CONTROL_ARMS = ("permuted_reward", "random_reward")
 "Arms without information in the reward: one of them tells training from practice."
 
 
-def missing_for_verdict(report: StudyReport) -> list[str]:
+def missing_for_verdict(
+    report: StudyReport,  # that was read or made
+) -> list[str]:
     "What a report lacks for verdicts that others can trust, a line each."
     out = [] if report.clean and report.commits else ["a known commit without changes: run from a clean clone"]
     out += [] if report.protocol else ["the hash of the protocol: no training of this version is part of it"]
@@ -315,8 +317,8 @@ def make_report(
     folder: Path,  # a published study (<results>/<profile>) or a model's folder in it
     name: str,  # of the report
     by: str,  # who ran it
-    contact: str = "",
-    remarks: str = "",
+    contact: str = "",  # where its author can be reached; may be empty
+    remarks: str = "",  # for a reader; may be empty
     limits: str = "",  # what it is no evidence for; default: what is known of its models
 ) -> StudyReport:
     "The report of a study. Raises `SettingsError` for a folder without published results, or texts that a report must not hold."
@@ -342,7 +344,7 @@ def make_report(
 
 
 def save_report(
-    report: StudyReport,
+    report: StudyReport,  # to store
     folder: Path,  # such as results/reports
 ) -> Path:
     "Write the file of a report; returns its path."
@@ -380,7 +382,7 @@ def check_report(
 
 # %% ../../nbs/analysis/report.ipynb #ff6ee3ac
 def comparability(
-    part: ReportPart,
+    part: ReportPart,  # one base and task of a report
     settings: Mapping[str, Any],  # of the report
 ) -> str:
     "Whether a part can be set against the paper's row of its model, in words."
@@ -424,7 +426,7 @@ def _paper_line(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def leaderboard(
-    reports: Sequence[StudyReport],
+    reports: Sequence[StudyReport],  # from `load_reports`
     task: str,  # our name
 ) -> pd.DataFrame:
     "All reports of a task beside the paper's rows, as readers see them."
@@ -468,7 +470,9 @@ def show_hardware(
     )
 
 
-def reports_table(reports: Sequence[StudyReport]) -> pd.DataFrame:
+def reports_table(
+    reports: Sequence[StudyReport],  # from `load_reports`
+) -> pd.DataFrame:
     "Who ran what, when and with what: a row a report."
     rows = []
     for r in reports:
@@ -488,7 +492,9 @@ def reports_table(reports: Sequence[StudyReport]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 # %% ../../nbs/analysis/report.ipynb #f1a3ca63
-def report_words(reports: Sequence[StudyReport]) -> str:
+def report_words(
+    reports: Sequence[StudyReport],  # from `load_reports`
+) -> str:
     "Remarks and limits of reports as Markdown in which their text is only text."
     lines = []
     for r in reports:

@@ -123,7 +123,9 @@ def seconds_by_stage(
     return {s: x for s in STAGES if not math.isnan(x := _mean(rows, f"seconds_{s}"))}
 
 
-def show_seconds(seconds: float) -> str:
+def show_seconds(
+    seconds: float,  # any number of them
+) -> str:
     "A time in the unit that suits it."
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 1.5 * size:
@@ -158,7 +160,9 @@ def progress_line(
     return ", ".join([*parts, *filter(None, [_quiet(w, step, now)])])
 
 # %% ../../nbs/analysis/watch.ipynb #f9516498
-def visible(text: str) -> str:
+def visible(
+    text: str,  # of a model
+) -> str:
     "Text with its control, format and unassigned characters as pictures or escapes; line breaks stay."
 
     def shown(c: str) -> str:
@@ -200,7 +204,7 @@ def spark(
 
 def series(
     rows: Sequence[Mapping[str, Any]],  # of the log
-    column: str,
+    column: str,  # of the log
 ) -> list[float]:
     "A column of the log as numbers, NaN where it has none."
     return [math.nan if r.get(column) is None else float(r[column]) for r in rows]
@@ -315,7 +319,7 @@ def full_view(
 
 # %% ../../nbs/analysis/watch.ipynb #6d26e6f6
 def figure_svg(
-    fig: Figure,
+    fig: Figure,  # from `new_figure`
 ) -> str:
     "A figure as an SVG element for a page, without metadata."
     out = io.StringIO()
@@ -365,7 +369,7 @@ def _html_training(w: Watched, now: float) -> str:
 # %% ../../nbs/analysis/watch.ipynb #e39fe2c4
 def training_page(
     watched: Sequence[Watched],  # trainings
-    title: str,
+    title: str,  # of the page
     now: float,  # seconds since the epoch
     reload: int = 15,  # seconds after which a browser loads the page again; not when all trainings are finished
 ) -> str:

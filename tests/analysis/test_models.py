@@ -11,6 +11,7 @@ import pytest
 from scipy import stats as sps
 from support import REPOSITORY
 
+from r3_repro.analysis import models
 from r3_repro.analysis.models import (
     FOUR_COLUMNS,
     MEAN,
@@ -190,6 +191,13 @@ def test_parameters_are_those_of_the_recipe_or_the_name(tmp_path: Path, monkeypa
     assert [show_size(n) for n in (48_123, 1.5e6, 7.2e9, math.nan)] == ["0.048M", "1.5M", "7.2B", "–"]
 
 
+@pytest.fixture
+def no_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Sizes are what the names of bases say, whichever are built."
+    monkeypatch.setattr(models, "find_home", lambda: tmp_path)
+
+
+@pytest.mark.usefixtures("no_recipes")
 def test_the_ladder_goes_from_small_to_large() -> None:
     s = Stored("toy", [base("z"), base("a")], [base(n) for n in ("ability-0", "ladder-1500k", "ladder-200k", "ladder-50k")])
     assert [b.name for b in by_size(s)] == ["z", "a", "ladder-50k", "ladder-200k", "ladder-1500k", "ability-0"]
@@ -208,6 +216,7 @@ def made_up(names: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@pytest.mark.usefixtures("no_recipes")
 def test_points_are_gains_against_ability_and_size() -> None:
     names = ["ladder-50k", "ability-0", "one", "ladder-500k", "x-500k", MEAN]
     points = gain_points(made_up(names)).set_index("name")

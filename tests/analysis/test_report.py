@@ -175,7 +175,7 @@ def test_a_file_that_is_too_large_or_no_json_is_refused_before_it_is_parsed(tmp_
         (tmp_path / "x.json").write_text(text, "latin-1")
         report, faults = read_report(tmp_path / "x.json")
         assert report is None and faults
-    (tmp_path / "x.json").write_text(" " * (REPORT_BYTES + 1))
+    (tmp_path / "x.json").write_text(" " * (REPORT_BYTES + 1), "utf-8")
     assert "bytes" in read_report(tmp_path / "x.json")[1][0]
     with pytest.raises(SettingsError, match="no report at"):
         read_report(tmp_path / "none.json")
