@@ -68,3 +68,9 @@ def test_mining_says_early_that_nothing_is_right(run: Run, tmp_path: Path) -> No
     with pytest.warns(UserWarning, match="none of the first 100 attempts is right") as told:
         sampler.sample_attempts(run, problems, tmp_path / "store", MockEngine(lambda *_: "I do not know.", context=10**6))
     assert sum("of the first 100" in str(w.message) for w in told) == 2  # once each: nothing right, nothing to read
+
+
+def test_an_interval_on_both_sides_decides_nothing() -> None:
+    row = pd.DataFrame({"what": ["retry, own reflection"], "low": [0.01], "high": [0.09]})
+    assert gates.gate_verdict(row) == "not decided"
+    assert gates.gate_verdict(row.assign(low=0.03)) == "able" and gates.gate_verdict(row.assign(high=0.015)) == "not able"
