@@ -3,13 +3,11 @@
 import json
 import os
 import sqlite3
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import test_resume as resume
-from support import patience
 
 from r3_repro.runs.layout import Run, open_run
 
@@ -55,14 +53,11 @@ def test_trackio_shows_one_run_with_every_number(root: Path, monkeypatch: pytest
         assert [m[f"train/{theirs}"] for m in drawn.values()] == pytest.approx(log[ours].tolist(), rel=1e-5)
 
 
-@pytest.mark.xfail(reason="the offline file of wandb holds nothing but its head since the live view came in: not understood yet")
 def test_wandb_keeps_one_run_in_the_training_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained(root, "wandb", 1, monkeypatch)
     name = (run.training / "curves_id").read_text("utf-8")
     parts = sorted((run.training / "wandb").glob("offline-run-*/*.wandb"))
     assert len(parts) == 2 and {part.name for part in parts} == {f"run-{name}.wandb"}
-    until = time.monotonic() + patience(1)
-    while b"train/kl" not in (said := b"".join(part.read_bytes() for part in parts)) and time.monotonic() < until:
-        time.sleep(0.2)  # its service writes on after the training has ended; the one that was killed may hold nothing
+    said = b"".join(part.read_bytes() for part in parts)  # the part of the killed process may hold nothing
     assert b"r3_repro" in said and f"countdown tiny-a r3-seed1 {name}".encode() in said
     assert b"train/r3/retry_success" in said and b"train/kl" in said

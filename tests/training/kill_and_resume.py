@@ -15,6 +15,7 @@ up. Prints one JSON object for each run, between which stands `--then`: for each
 progress then, and whether the manifest, which is written last, was there.
 """
 
+import atexit
 import contextlib
 import importlib
 import json
@@ -66,6 +67,7 @@ def start(stage: str, argv: list[str]) -> int:
         return pid
     try:
         app([stage, *argv], standalone_mode=False)
+        atexit._run_exitfuncs()  # as Python does at its end: curves are sent by one of them
         os._exit(0)
     except BaseException:
         traceback.print_exc()
