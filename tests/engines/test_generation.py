@@ -26,6 +26,7 @@ KINDS: dict[str, Any] = {
     "qwen2": Qwen2Config(**IDS, **SIZE, num_key_value_heads=2, initializer_range=0.3),
     "qwen3": Qwen3Config(**IDS, **SIZE, num_key_value_heads=2, head_dim=16, initializer_range=0.3),
     "gpt2": GPT2Config(**IDS, n_embd=48, n_layer=2, n_head=4),
+    "packed": LlamaConfig(**IDS, **SIZE | {"hidden_size": 192, "intermediate_size": 384}, num_key_value_heads=6),  # its MLPs
 }
 REFUSED: dict[str, Any] = {
     "sliding_window": MistralConfig(**IDS, **SIZE, num_key_value_heads=2, sliding_window=8),
@@ -174,6 +175,18 @@ def test_dropout_checkpointing_and_the_mode_of_training(tiny: Any) -> None:
     ids = torch.tensor([[7, 8, 9]])
     model(ids, labels=ids).loss.backward()
     assert model.lm_head.weight.grad is not None
+
+
+def test_changed_weights_are_packed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    "Layers run from packed copies of their weights while rows are generated: none of them outlives the call."
+    model, how, packed = made(KINDS["packed"]), SamplingParams(9), []
+    kept = generation._packed_linear
+    monkeypatch.setattr(generation, "_packed_linear", lambda *args: packed.append(1) or kept(*args))
+    before = generate_rows(model, TOKENIZER, groups(), how, list(range(8))).ids
+    for layer in model.model.layers:
+        layer.mlp.up_proj.weight.data *= -3
+    after = generate_rows(model, TOKENIZER, groups(), how, list(range(8))).ids
+    assert packed and after != before and after == generate_plain(model, TOKENIZER, groups(), how, list(range(8))).ids
 
 
 def test_an_adapter_generates(tiny: Any) -> None:
