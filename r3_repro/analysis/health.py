@@ -46,9 +46,8 @@ class StopSign:
     def words(self, p: StoppingSettings) -> str:
         "The limit, what being beyond it means, and what helps."
         side = "below" if self.below else "above"
-        return (
-            f"{side} {self.setting} = {getattr(p, self.setting)}{self.unit}: {self.means}" if self.setting else f"1: {self.means}"
-        )
+        limit = f"{side} {self.setting} = {getattr(p, self.setting)}{self.unit}" if self.setting else "1"
+        return f"{limit}: {self.means}"
 
 # %% ../../nbs/analysis/health.ipynb #831c3151
 STOP_SIGNS = (

@@ -49,7 +49,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True, str_max_length=4000)
 
-
+# %% ../../nbs/analysis/report.ipynb #c2d1e0a1
 class ReportRow(_Entry):
     "One row of a report's table: estimate, low and high end, of the first try and of two tries."
 
@@ -166,6 +166,15 @@ _REMEDIES = {
 }  # fmt: skip
 
 
+def _corrections(e: ValidationError) -> list[str]:
+    "What a file's fields break of the schema, a line each with what to do."
+    found = e.errors()  # a tuple with a wrong item is said to be too short as well
+    found = [x for x in found if x["type"] != "too_short" or len(found) == 1][:30]
+    lines = [(".".join(map(str, x["loc"])), x["msg"].removeprefix("Value error, "), x["type"]) for x in found]
+    said = {"value_error": ""} | {k: f"; {v}" for k, v in _REMEDIES.items()}
+    return [f"{place or 'the file'}: {why}{said.get(kind, '; correct it')}" for place, why, kind in lines]
+
+# %% ../../nbs/analysis/report.ipynb #5a37efaf
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
@@ -183,11 +192,7 @@ def read_report(
         faults = text_faults({"": json.loads(text, parse_constant=_no_number)})
         report = StudyReport.model_validate_json(text)
     except ValidationError as e:
-        found = e.errors()  # a tuple with a wrong item is said to be too short as well
-        found = [x for x in found if x["type"] != "too_short" or len(found) == 1][:30]
-        lines = [(".".join(map(str, x["loc"])), x["msg"].removeprefix("Value error, "), x["type"]) for x in found]
-        said = {"value_error": ""} | {k: f"; {v}" for k, v in _REMEDIES.items()}
-        return None, faults + [f"{place or 'the file'}: {why}{said.get(kind, '; correct it')}" for place, why, kind in lines]
+        return None, faults + _corrections(e)
     except (ValueError, RecursionError) as e:
         return None, [f"{file.name}: is no JSON in UTF-8 ({str(e)[:80]}): make the report again"]
     if report.name != file.stem:
@@ -312,7 +317,7 @@ def _verdicts(study: Sequence[Stored]) -> list[dict[str, Any]]:
     rows = verdict_rows(decided(study)) if any(s.bases for s in study) else pd.DataFrame()
     return rows[["task", "claim", "what", "ours", "verdict", "p"]].to_dict("records") if len(rows) else []
 
-
+# %% ../../nbs/analysis/report.ipynb #df497641
 def make_report(
     folder: Path,  # a published study (<results>/<profile>) or a model's folder in it
     name: str,  # of the report
@@ -342,7 +347,7 @@ def make_report(
         raise SettingsError("\n".join(faults[:10]))
     return report
 
-
+# %% ../../nbs/analysis/report.ipynb #51b2db93
 def save_report(
     report: StudyReport,  # to store
     folder: Path,  # such as results/reports

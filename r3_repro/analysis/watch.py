@@ -17,7 +17,7 @@ import math
 import sys
 import time
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -298,7 +298,7 @@ def runs_table(
         rows[-1]["health signs"] = _worst(w)
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/analysis/watch.ipynb #6f0392f2
 def full_view(
     watched: Sequence[Watched],  # trainings
     now: float,  # seconds since the epoch
@@ -402,6 +402,20 @@ def _lines(folder: Path, watched: Sequence[Watched], now: float) -> str:
     lines = [f"{w.folder.name}: {progress_line(w, now)}; health signs: {_worst(w)}" for w in watched]
     return "\n".join(lines or [f"no training under {folder} yet"])
 
+# %% ../../nbs/analysis/watch.ipynb #54b32fe9
+def _looks(folder: Path, every: float, named: Mapping[str, Any] | None) -> Iterator[tuple[list[Watched], float, bool]]:
+    "Trainings, time and whether files have changed, at each look; the last one when the only training is finished."
+    seen: tuple[object, ...] | None = None
+    watched: list[Watched] = []
+    while True:
+        folders, now = training_folders(folder), time.time()
+        if changed := (state := _state_of(folders)) != seen:
+            watched, seen = [read_training(f, named) for f in folders], state
+        yield watched, now, changed
+        if folders == [folder] and watched[0].finished:
+            return
+        time.sleep(every)
+
 # %% ../../nbs/analysis/watch.ipynb #4d2fcccd
 def watch_training(
     folder: Path,  # of a training or of a model; need not be there yet
@@ -415,22 +429,18 @@ def watch_training(
     if page:
         check_writable(page.parent)
     terminal = Console(highlight=False, force_jupyter=False, force_terminal=sys.stdout.isatty())
-    out, seen, now, watched = console or terminal, None, 0.0, list[Watched]()
+    out, now, watched = console or terminal, 0.0, list[Watched]()
     live = Live(console=out, auto_refresh=False, screen=True) if out.is_terminal and not once else None
     with contextlib.suppress(KeyboardInterrupt), live or contextlib.nullcontext():
-        while True:
-            folders, now = training_folders(folder), time.time()
-            if (state := _state_of(folders)) != seen:
-                watched, seen = [read_training(f, named) for f in folders], state
-                if page and watched:
-                    _write_page(page, watched, folder.name, now)
-                if not live and not once:
-                    out.print(_lines(folder, watched, now), markup=False, soft_wrap=True)
+        for watched, now, changed in _looks(folder, every, named):
+            if changed and page and watched:
+                _write_page(page, watched, folder.name, now)
+            if changed and not live and not once:
+                out.print(_lines(folder, watched, now), markup=False, soft_wrap=True)
             if live:
                 live.update(full_view(watched, now, out.height // 3) if watched else Text(_lines(folder, [], now)), refresh=True)
-            if once or (folders == [folder] and watched[0].finished):
+            if once:
                 break
-            time.sleep(every)
     if live or once:
         out.print(full_view(watched, now) if watched else Text(_lines(folder, [], now)))
     return any(w.rows for w in watched)

@@ -138,7 +138,7 @@ def split_files(
         )
     return found
 
-
+# %% ../../nbs/evaluation/benchmark_files.ipynb #b46f9a1b
 def hub_rows(
     benchmark: str,  # its name
     split: str,
@@ -286,7 +286,7 @@ class Questions:
                         (part / name).write_text(text, "utf-8")
         return own
 
-
+# %% ../../nbs/evaluation/benchmark_files.ipynb #8c1e6c54
 def read_questions(
     suite: tuple[Benchmark, ...],
     limit: int = 0,  # items of a benchmark; 0 = all

@@ -358,6 +358,15 @@ def requests_of(
         one.build_all_requests(limit=limit or None, rank=0, world_size=1, chat_template=render, **how)
         yield from one.instances
 
+# %% ../../nbs/evaluation/benchmarks.ipynb #18937a79
+def _largest(requests: Iterable[Any], tokenizer: Any) -> tuple[int, int]:
+    "Tokens of the prompt and, at most, of the answer of the longest request."
+    sizes = []
+    for r in sorted(requests, key=lambda r: -sum(len(a) for a in r.args if isinstance(a, str)))[:50]:
+        more = r.args[1].get("max_gen_toks", 256) if isinstance(r.args[1], dict) else len(tokenizer.encode(r.args[1]))
+        sizes.append((len(tokenizer.encode(r.args[0], add_special_tokens=False)), more))
+    return max(sizes, key=sum)
+
 # %% ../../nbs/evaluation/benchmarks.ipynb #2528f0de
 def request_sizes(
     path: str,  # of the model: folder or hub name
@@ -376,12 +385,7 @@ def request_sizes(
     context = getattr(config, "max_position_embeddings", None) or 10**9
     for b, task in zip(suite_of(profile.forgetting_suite, profile.forgetting_tasks), tasks, strict=True):
         asked = list(requests_of(task, manager, tokenizer, profile.forgetting_limit))
-        longest = sorted(asked, key=lambda r: -sum(len(a) for a in r.args if isinstance(a, str)))[:50]
-        sizes = []
-        for r in longest:
-            more = r.args[1].get("max_gen_toks", 256) if isinstance(r.args[1], dict) else len(tokenizer.encode(r.args[1]))
-            sizes.append((len(tokenizer.encode(r.args[0], add_special_tokens=False)), more))
-        prompt, answer = max(sizes, key=sum)
+        prompt, answer = _largest(asked, tokenizer)
         out.append({"benchmark": b.name, "items": len({(r.task_name, r.doc_id) for r in asked}), "requests": len(asked)})
         out[-1] |= {"longest prompt": prompt, "answer at most": answer}
         if prompt + answer > context:

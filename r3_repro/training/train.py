@@ -242,7 +242,7 @@ def _finish(run: Run, trainer: R3Trainer, seconds: dict[str, float], identity: d
     write_card(run)
     shutil.rmtree(run.training / "checkpoints", ignore_errors=True)
 
-
+# %% ../../nbs/training/train.ipynb #0877abcf
 def _train(run: Run, identity: dict[str, Any]) -> None:
     "Build the trainer, train from the newest checkpoint on, save."
     seconds: dict[str, float] = {}
