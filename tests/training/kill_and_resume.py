@@ -33,7 +33,8 @@ import typer
 
 from r3_repro.mining.store.segments import segments
 from r3_repro.runs.layout import Run
-from r3_repro.workflow.cli import _named, app
+from r3_repro.workflow.cli import app
+from r3_repro.workflow.run_commands import _named
 
 SAVED = {"mine": ["*failures.parquet*"], "train": [".model*", "model*"]}
 IMPORTED = {"mine": ["r3_repro.engines.hf", "r3_repro.mining.failures"], "train": ["r3_repro.training.train"]}
