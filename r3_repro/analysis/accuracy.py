@@ -22,7 +22,7 @@ from r3_repro.analysis.contrasts import contrast, side
 from r3_repro.analysis.loading import draws_note, modes_of, outcomes, pick, rejudge, same_verdicts, share_right
 from r3_repro.analysis.protocol import ANNOUNCED, _side
 from r3_repro.reporting.plots import arm_order, arm_style, legend_below, new_figure, save_figure
-from r3_repro.reporting.tables import save_table, show_interval, show_points
+from r3_repro.reporting.tables import save_table, show_interval, show_intervals, show_points
 from r3_repro.tasks.base import Task
 from r3_repro.utils.stats import Interval
 
@@ -132,7 +132,7 @@ def readable_rules(
     table: pd.DataFrame,  # from `by_rule`
 ) -> pd.DataFrame:
     "Put the rules side by side, in percent with intervals."
-    t = table.assign(cell=[show_interval(*x) for x in table[["estimate", "low", "high"]].to_numpy()])
+    t = table.assign(cell=show_intervals(table, "estimate"))
     t["name"] = t.column.map({"first": "1st try", "two": "two tries"}) + ", " + t.rule + " %"
     key = ["arm", "mode", "seeds"]
     wide = t.pivot(index=key, columns="name", values="cell")
@@ -287,7 +287,7 @@ def make_rounds(
     table = rounds(episodes)
     if table.empty:
         return []
-    shown = table.assign(cell=[show_interval(*x) for x in table[["estimate", "low", "high"]].to_numpy()])
+    shown = table.assign(cell=show_intervals(table, "estimate"))
     wide = shown.pivot(index=["mode", "arm", "seeds"], columns="tries", values="cell")
     wide = wide.loc[list(dict.fromkeys(shown[["mode", "arm", "seeds"]].itertuples(index=False, name=None)))].reset_index()
     wide = wide.rename(columns={k: f"{k} {'try' if k == 1 else 'tries'} %" for k in set(table.tries)})

@@ -17,7 +17,7 @@ from r3_repro.analysis.contrasts import Contrast, contrast
 from r3_repro.analysis.loading import arms_of, modes_of
 from r3_repro.analysis.protocol import base_of, first_try, two_tries
 from r3_repro.reporting.plots import arm_order, arm_style, legend_below, new_figure, save_figure
-from r3_repro.reporting.tables import save_table, show_interval, show_p, show_points, signed
+from r3_repro.reporting.tables import save_table, show_intervals, show_p, show_points, signed
 
 # %% ../../nbs/analysis/differences.ipynb #f8f300d5
 MEASURES = {"first": ("1st try", first_try), "two": ("two tries", two_tries)}
@@ -64,10 +64,11 @@ def readable_differences(
     "Format the table: percent, and differences in points."
     out = table[["mode", "arm", "other"]].assign(what=table.measure.map(lambda m: MEASURES[m][0]), seeds=table.seeds)
     out["arm %"], out["other %"] = table.of_arm.map(show_points), table.of_other.map(show_points)
-    three = table[["difference", "low", "high"]].to_numpy()
-    out["arm minus other (points)"] = [show_interval(x[0], x[1], x[2], signed) for x in three]
+    out["arm minus other (points)"] = show_intervals(table, "difference", signed)
     out["p"] = table.p.map(show_p)
-    side = ["above" if low > 0 else "below" if high < 0 else "not decided" for low, high in three[:, 1:]]
+    side = [
+        "above" if low > 0 else "below" if high < 0 else "not decided" for low, high in zip(table.low, table.high, strict=True)
+    ]
     return out.assign(**{"arm is": side})
 
 # %% ../../nbs/analysis/differences.ipynb #16f5fd27

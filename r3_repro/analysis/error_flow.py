@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from r3_repro.analysis.accuracy import main_mode, mean_with_seeds
 from r3_repro.analysis.loading import modes_of, pick
 from r3_repro.reporting.plots import arm_order, arm_style, legend_below, new_figure, save_figure
-from r3_repro.reporting.tables import save_table, show_interval
+from r3_repro.reporting.tables import save_table, show_intervals
 from r3_repro.tasks.base import Task
 
 # %% ../../nbs/analysis/error_flow.ipynb #66737b5d
@@ -62,7 +62,7 @@ def readable_flow(
     "Put the arms side by side, in percent of their failed first tries with intervals; rare pairs left out."
     keys, arms = ["mode", "first", "second"], arm_order(set(table.arm))
     t = table[table.groupby(keys).share.transform("max") >= LEAST_SHARE]
-    cell = [show_interval(*x) for x in t[["share", "low", "high"]].to_numpy()]
+    cell = show_intervals(t, "share")
     wide = t.assign(cell=cell).pivot(index=keys, columns="arm", values="cell").reindex(columns=arms)
     wide = wide.loc[t[keys].drop_duplicates().itertuples(index=False, name=None)].reset_index()
     return wide.rename_axis(columns=None).rename(columns={"first": "1st try", "second": "retry"} | {a: f"{a} %" for a in arms})

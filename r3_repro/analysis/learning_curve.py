@@ -20,7 +20,7 @@ from r3_repro.analysis.contrasts import contrast, side
 from r3_repro.analysis.integrity import check_unmixed
 from r3_repro.analysis.loading import load_training, task_of
 from r3_repro.reporting.plots import arm_order, arm_style, legend_below, new_figure, save_figure
-from r3_repro.reporting.tables import save_table, show_interval
+from r3_repro.reporting.tables import interval_row, save_table, show_intervals
 
 
 # %% ../../nbs/analysis/learning_curve.ipynb #e9f241eb
@@ -80,10 +80,10 @@ def curve_points(
     return [*(dict.fromkeys(steps, int(step)) for step in sorted(shared)), {seed: int(s[-1]) for seed, s in steps.items()}]
 
 
-def _accuracy(values: np.ndarray, trained: bool) -> dict[str, float]:
+def _accuracy(values: np.ndarray, trained: bool) -> tuple[float, float, float]:
     "Mean and interval of outcomes, seeds x problems; seeds that are not trained are one model."
     c = contrast(side(values if trained else values[:1], trained=trained)).interval()
-    return {"": c.estimate, "_low": max(c.low, 0.0), "_high": min(c.high, 1.0)}
+    return c.estimate, max(c.low, 0.0), min(c.high, 1.0)
 
 # %% ../../nbs/analysis/learning_curve.ipynb #f9170051
 def curve_table(
@@ -109,7 +109,7 @@ def curve_table(
                 "interval": "seeds and problems" if trained and len(at) > 1 else "problems",
             }
             for name, table in solved.items():
-                row |= {f"{name}{end}": x for end, x in _accuracy(table.loc[keys].to_numpy(), trained).items()}
+                row |= interval_row(name, _accuracy(table.loc[keys].to_numpy(), trained))
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -121,7 +121,7 @@ def readable_curve(
     steps = [f"{a} to {b}" if a < b else str(a) for a, b in zip(table.least_step, table.most_step, strict=True)]
     out = table[["arm"]].assign(step=steps, **{"generated tokens": [f"{x:,.0f}" for x in table.tokens]}, seeds=table.seeds)
     for name, title in (("first", "1st try %"), ("two", "two tries %")):
-        out[title] = [show_interval(*x) for x in table[[name, f"{name}_low", f"{name}_high"]].to_numpy(dtype=float)]
+        out[title] = show_intervals(table, name)
     return out.assign(**{"interval over": table.interval})
 
 

@@ -29,7 +29,7 @@ from r3_repro.analysis.reflection_effect import AFTER
 from r3_repro.analysis.verdicts import Stored, load_study, make_verdicts
 from r3_repro.profiles import CONTROLS
 from r3_repro.reporting.plots import arm_style, legend_below, new_figure, save_figure
-from r3_repro.reporting.tables import save_table, show_interval, show_p, show_points, signed
+from r3_repro.reporting.tables import interval_row, save_table, show_interval, show_intervals, show_p, show_points, signed
 from r3_repro.utils.files import PACKAGE, find_home
 
 # %% ../../nbs/analysis/models.ipynb #f2fe466f
@@ -67,7 +67,7 @@ FOUR_COLUMNS = {
 def _numbers(name: str, c: Contrast | None, share: bool = False) -> dict[str, float]:
     "Estimate and both ends of its interval under three names; a share lies between 0 and 1."
     found = np.array(c.interval() if c else (math.nan,) * 3)
-    return dict(zip((name, f"{name}_low", f"{name}_high"), (found.clip(0, 1) if share else found).tolist(), strict=True))
+    return interval_row(name, (found.clip(0, 1) if share else found).tolist())
 
 
 def _counts(bases: Sequence[Base]) -> dict[str, int]:
@@ -158,7 +158,7 @@ def readable_paper_table(
         letters = table[f"{name}_confidence"]
         if letters.any():
             out[f"{title}, paper"] = [_published(*x) for x in zip(table[f"{name}_paper"], letters, strict=True)]
-        out[f"{title}, ours"] = [show_interval(*x) for x in table[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
+        out[f"{title}, ours"] = show_intervals(table, name)
     return out.assign(**{"our seeds": ["–" if math.isnan(n) else f"{n:.0f}" for n in table.seeds]})
 
 # %% ../../nbs/analysis/models.ipynb #e12d12c1
@@ -199,6 +199,10 @@ def pooled(
     return trained if len(trained) > 1 and len({frozenset(b.episodes.problem_id) for b in trained}) == 1 else []
 
 
+def _averaged_over(s: Stored) -> list[Base]:
+    return pooled(s) or (s.bases if len(s.bases) == 1 else [])
+
+
 def model_rows(
     study: Sequence[Stored],  # from `load_study`
 ) -> pd.DataFrame:
@@ -207,25 +211,21 @@ def model_rows(
     return pd.DataFrame([_model_row(*group) for group in groups if group[2]])
 
 # %% ../../nbs/analysis/models.ipynb #33a064fa
-def _intervals(table: pd.DataFrame, name: str, show: Any = signed) -> list[str]:
-    return [show_interval(x[0], x[1], x[2], show) for x in table[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
-
-
 def readable_models(
     table: pd.DataFrame,  # from `model_rows`
 ) -> pd.DataFrame:
     "All models in percent, and differences in points with their intervals."
     out = table[["task", "base"]].assign(parameters=table.parameters.map(show_size), seeds=table.seeds)
-    out["vanilla 1st try %"] = _intervals(table, "vanilla_first", show_points)
-    out["vanilla two tries %"] = _intervals(table, "vanilla_two_tries", show_points)
-    out["r3 two tries %"] = _intervals(table, "trained_two_tries", show_points)
+    out["vanilla 1st try %"] = show_intervals(table, "vanilla_first")
+    out["vanilla two tries %"] = show_intervals(table, "vanilla_two_tries")
+    out["r3 two tries %"] = show_intervals(table, "trained_two_tries")
     for name, title in (("gain", "gain in two tries"), ("first_gain", "gain in the 1st try")):
-        out[f"{title} (points)"] = _intervals(table, name)
-        out[f"p, {title}"] = ["–" if math.isnan(p) else show_p(p) for p in table[f"{name}_p"]]
+        out[f"{title} (points)"] = show_intervals(table, name, signed)
+        out[f"p, {title}"] = table[f"{name}_p"].map(show_p)
     for key, arm in (("vanilla", "vanilla"), ("trained", "r3")):
         others = table[f"{key}_best_other"].map(lambda retry: f", {AFTER[retry]}" if retry else "")
         out[f"{arm}: own reflection above the best other (points)"] = [
-            x + o for x, o in zip(_intervals(table, f"{key}_reflection"), others, strict=True)
+            x + o for x, o in zip(show_intervals(table, f"{key}_reflection", signed), others, strict=True)
         ]
     return out
 
@@ -240,7 +240,7 @@ def overview_rows(
     "First try and two tries of every arm, a row a task and arm: the mean over the study's own bases, or its only one."
     rows = []
     for s in study:
-        bases = pooled(s) or (s.bases if len(s.bases) == 1 else [])
+        bases = _averaged_over(s)
         for arm in OVERVIEW:
             row: dict[str, Any] = {"task": s.task, "arm": arm}
             for name, quantity in (("first", (arm, first_try)), ("two", (arm, two_tries))):
@@ -255,7 +255,7 @@ def arm_differences(
     "Two tries of every arm minus those of vanilla, and of r3, a row a task and pair: means over the study's own bases."
     rows = []
     for s in study:
-        bases = pooled(s) or (s.bases if len(s.bases) == 1 else [])
+        bases = _averaged_over(s)
         for other in ("vanilla", "r3"):
             for arm in [a for a in OVERVIEW if a not in ("vanilla", other)]:
                 c = averaged(above((arm, two_tries), (other, two_tries)), bases) if bases else None
@@ -473,7 +473,7 @@ def _make_models(study: Sequence[Stored], folder: Path, note: str) -> list[Path]
     if len(arms := overview_rows(study)):
         made += save_figure(plot_overview(arms), folder / "figures", "overview")
     if len(apart := arm_differences(study)):
-        shown = apart[["task", "arm", "other"]].assign(**{"two tries (points)": _intervals(apart, "difference")})
+        shown = apart[["task", "arm", "other"]].assign(**{"two tries (points)": show_intervals(apart, "difference", signed)})
         said = (
             "Two tries of an arm minus those of another, means over the study's own bases; 95% intervals over seeds and problems."
         )

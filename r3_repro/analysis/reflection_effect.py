@@ -22,7 +22,7 @@ from r3_repro.analysis.differences import two_sided
 from r3_repro.analysis.loading import KEY, draws_note, modes_of, rejudge, same_verdicts, with_draw
 from r3_repro.analysis.protocol import CHEAPER, Base, base_of, first_try, two_tries
 from r3_repro.reporting.plots import arm_order, arm_style, legend_below, new_figure, save_figure
-from r3_repro.reporting.tables import save_table, show_interval, show_p, show_points, signed
+from r3_repro.reporting.tables import interval_row, save_table, show_interval, show_intervals, show_p, signed
 from r3_repro.tasks.base import Task
 from r3_repro.utils.hashing import file_hash
 
@@ -132,13 +132,12 @@ def _effect_row(base: Base, arm: str, retry: str) -> dict[str, Any]:
     own, one, two = two_tries(base, arm), first_try(base, arm), two_tries(base, arm, retry)
     c, level = contrast(own, two), contrast(two).interval()
     row: dict[str, Any] = {"arm": arm, "retry": retry, "seeds": c.seeds, "problems": c.problems}
-    row |= dict(zip(("two", "two_low", "two_high"), level, strict=True))
+    row |= interval_row("two", level)
     failed = 1 - one.by_seed.mean()
     row["retries_right"] = (two.by_seed.mean() - one.by_seed.mean()) / failed if failed else np.nan
     if retry == "own":
-        return row | dict.fromkeys(["gain", "gain_low", "gain_high", "p"], np.nan)
-    gain = dict(zip(("gain", "gain_low", "gain_high"), c.interval(), strict=True))
-    return row | gain | {"p": two_sided(c)}
+        return row | interval_row("gain", (np.nan,) * 3) | {"p": np.nan}
+    return row | interval_row("gain", c.interval()) | {"p": two_sided(c)}
 
 # %% ../../nbs/analysis/reflection_effect.ipynb #b7409496
 def reflection_effect(
@@ -165,11 +164,10 @@ def readable_effect(
 ) -> pd.DataFrame:
     "Format the table: percent, and differences in points."
     out = table[["mode", "arm", "seeds"]].assign(reflection=table.retry.map(AFTER))
-    out["two tries %"] = [show_interval(*x) for x in table[["two", "two_low", "two_high"]].to_numpy(dtype=float)]
-    out["of retries %"] = ["–" if x != x else show_points(x) for x in table.retries_right.astype(float)]
-    three = table[["gain", "gain_low", "gain_high"]].to_numpy(dtype=float)
-    out["own minus this (points)"] = [show_interval(x[0], x[1], x[2], signed) for x in three]
-    out["p"] = ["–" if x != x else show_p(x) for x in table.p.astype(float)]
+    out["two tries %"] = show_intervals(table, "two")
+    out["of retries %"] = [show_interval(x) for x in table.retries_right.astype(float)]
+    out["own minus this (points)"] = show_intervals(table, "gain", signed)
+    out["p"] = table.p.astype(float).map(show_p)
     return out.assign(**{"own words %": [show_interval(x) for x in table.same_words.astype(float)]})
 
 # %% ../../nbs/analysis/reflection_effect.ipynb #d8ee4c42

@@ -23,7 +23,7 @@ from r3_repro.analysis.protocol import WORD_PAIRS, Base, base_of, reflection_tok
 from r3_repro.analysis.repetition import within
 from r3_repro.analysis.text_metrics import words
 from r3_repro.reporting.plots import arm_order, arm_style, legend_below, new_figure
-from r3_repro.reporting.tables import show_interval, show_points
+from r3_repro.reporting.tables import interval_row, show_interval, show_intervals, show_points
 
 
 # %% ../../nbs/analysis/reflections.ipynb #ec9eaa27
@@ -71,9 +71,7 @@ def _measure_row(base: Base, arm: str, measure: str) -> dict[str, Any]:
     mean = contrast(own, spread=spread).interval() if own else (math.nan,) * 3
     mean = mean[0], max(mean[1], 0.0), min(mean[2], 1.0) if measure == "distinct" else mean[2]
     change = contrast(own, vanilla, spread).interval() if own and vanilla and arm != "vanilla" else (math.nan,) * 3
-    for name, three in (("mean", mean), ("change", change)):
-        row |= dict(zip((name, f"{name}_low", f"{name}_high"), three, strict=True))
-    return row
+    return row | interval_row("mean", mean) | interval_row("change", change)
 
 
 def reflection_measures(
@@ -214,4 +212,4 @@ def readable_success(
     out = table[["mode", "arm"]].copy()
     out["tokens"] = [f"{a} to {b}" for a, b in zip(table.tokens_from, table.tokens_to, strict=True)]
     out["reflections"] = table.reflections
-    return out.assign(**{"retry success %": [show_interval(*x) for x in table[["estimate", "low", "high"]].to_numpy()]})
+    return out.assign(**{"retry success %": show_intervals(table, "estimate")})

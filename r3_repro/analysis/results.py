@@ -21,7 +21,7 @@ from r3_repro.analysis.protocol import base_of
 from r3_repro.analysis.reflection_effect import make_reflection_effect
 from r3_repro.analysis.training_curves import make_training
 from r3_repro.analysis.verdicts import Stored, load_base, make_verdicts
-from r3_repro.reporting.tables import save_table, show_interval, show_p, show_points, signed
+from r3_repro.reporting.tables import interval_row, save_table, show_interval, show_intervals, show_p, show_points, signed
 
 
 # %% ../../nbs/analysis/results.ipynb #615fc126
@@ -32,9 +32,9 @@ def _transfer_row(base: Any, arm: str, task: str) -> dict[str, Any]:
     for measure, (_, of) in MEASURES.items():
         own, c = of(base, arm), contrast(of(base, arm), of(base, "vanilla"))
         row["seeds"] = len(own.values) if own.trained else 0
-        row |= dict(zip((measure, f"{measure}_low", f"{measure}_high"), contrast(own).interval(), strict=True))
+        row |= interval_row(measure, contrast(own).interval())
         if arm != "vanilla":
-            row |= dict(zip((f"{measure}_change{x}" for x in ("", "_low", "_high")), c.interval(), strict=True))
+            row |= interval_row(f"{measure}_change", c.interval())
             row[f"{measure}_p"] = two_sided(c)
     return row
 
@@ -58,11 +58,9 @@ def readable_transfer(
     "Format the transfer table: percent, and differences in points."
     out = table[["mode", "trained_on", "arm", "seeds"]].rename(columns={"trained_on": "trained on"})
     for column, (title, _) in MEASURES.items():
-        own = table[[column, f"{column}_low", f"{column}_high"]].to_numpy(dtype=float)
-        moved = table[[f"{column}_change{x}" for x in ("", "_low", "_high")]].to_numpy(dtype=float)
-        out[f"{title} %"] = [show_interval(*x) for x in own]
-        out[f"{title}, minus vanilla (points)"] = [show_interval(x[0], x[1], x[2], signed) for x in moved]
-        out[f"{title}, p"] = ["–" if x != x else show_p(x) for x in table[f"{column}_p"].astype(float)]
+        out[f"{title} %"] = show_intervals(table, column)
+        out[f"{title}, minus vanilla (points)"] = show_intervals(table, f"{column}_change", signed)
+        out[f"{title}, p"] = table[f"{column}_p"].astype(float).map(show_p)
     return out
 
 

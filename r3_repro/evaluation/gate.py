@@ -19,7 +19,7 @@ from r3_repro.engines.factory import open_engine
 from r3_repro.evaluation.episodes import as_table, draw_seed, run_episodes, sampling_params
 from r3_repro.evaluation.reflection_controls import retry_again
 from r3_repro.profiles import Profile
-from r3_repro.reporting.tables import save_table, show_interval
+from r3_repro.reporting.tables import save_table, show_intervals
 from r3_repro.runs.identity import model_hash
 from r3_repro.runs.layout import Run, model_path_for, write_manifest
 from r3_repro.tasks.base import Problem, Task, get_task, reflection_messages, retry_messages
@@ -109,7 +109,7 @@ class Gate:
     advice: list[str]
 
     def __str__(self) -> str:
-        shares = [show_interval(*x) for x in self.rows[["share", "low", "high"]].to_numpy()]
+        shares = show_intervals(self.rows, "share")
         lines = [f"{r.what}: {r.right} of {r.of}, {s} %" for r, s in zip(self.rows.itertuples(), shares, strict=True)]
         return "\n".join([*lines, f"gate: {self.verdict}", *(f"look at {line}" for line in self.advice)])
 
@@ -144,9 +144,7 @@ def gate(
     with timed(seconds, "gate"):
         found, episodes = measure_gate(run, problems)
     write_parquet(folder / "episodes.parquet", episodes)
-    shown = found.rows[["what", "right", "of"]].assign(
-        **{"share, %": [show_interval(*x) for x in found.rows[["share", "low", "high"]].to_numpy()]}
-    )
+    shown = found.rows[["what", "right", "of"]].assign(**{"share, %": show_intervals(found.rows, "share")})
     said = f"The untrained {run.profile.model.rstrip('/').rpartition('/')[2]} on {run.profile.task}: {found.verdict}."
     save_table(shown, folder, "gate", " ".join([said, *(f"Look at {line}." for line in found.advice)]), found.rows)
     hashes = {"model": model_hash(model_path_for(run))}
