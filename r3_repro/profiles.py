@@ -204,6 +204,9 @@ class StoppingSettings(_Settings):
     "Signs of trouble, and how long a training goes on with one."
 
     stop_after: int = Field(default=20, ge=1, description="steps in a row with a sign of trouble before the run is stopped")
+    stop_unpaid: int = Field(
+        default=5, ge=0, description="steps from the first on without any reward before the run is stopped; 0 = it is not"
+    )
     stop_entropy: float = Field(default=0.001, ge=0, description="a mean entropy below this, in nats, is a sign")
     stop_truncated: float = Field(default=0.95, gt=0, le=1, description="a larger share of truncated completions is a sign")
     stop_degenerate: float = Field(default=0.5, gt=0, le=1, description="a larger share of degenerate completions is a sign")

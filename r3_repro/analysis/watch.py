@@ -234,7 +234,8 @@ def _columns(w: Watched) -> Table:
 
 
 def _of_sign(s: SignState, w: Watched) -> str:
-    return f"{s.state}, {s.rows} of {w.limits.stop_after} rows" if s.rows else s.state
+    patience = w.limits.stop_unpaid if s.column == "reward" else w.limits.stop_after
+    return f"{s.state}, {s.rows} of {patience} rows" if s.rows else s.state
 
 
 def _signs(w: Watched) -> Table:

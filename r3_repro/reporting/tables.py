@@ -66,7 +66,8 @@ def show_intervals(
 ) -> list[str]:
     "An estimate of a table with its interval, row by row, as `show_interval` writes it."
     ends = [f"{name}_low", f"{name}_high"] if f"{name}_low" in table else ["low", "high"]
-    return [show_interval(*x, show) for x in table[[name, *ends]].to_numpy(dtype=float)]
+    columns = (table[column].astype(float) for column in [name, *ends])
+    return [show_interval(x, low, high, show) for x, low, high in zip(*columns, strict=True)]
 
 # %% ../../nbs/reporting/tables.ipynb #b7260beb
 def signed(

@@ -75,7 +75,7 @@ class TrainingLog(TrainerCallback):
     def __init__(self, trainer: R3Trainer, run: Run):
         self.trainer, self.run, self.folder = trainer, run, run.training
         self.started = 0.0  # of the step, seconds
-        self.rows: list[dict[str, Any]] = []  # the last `stop_after` rows
+        self.rows: list[dict[str, Any]] = []  # the last ones, as many as the signs of trouble need
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.started = time.perf_counter()
@@ -89,7 +89,7 @@ class TrainingLog(TrainerCallback):
         append_jsonl(self.folder / "log.jsonl", [row])
         append_jsonl(self.folder / "samples.jsonl", [*t.samples])
         t.samples.clear()
-        self.rows = [*self.rows, row][-self.run.profile.stop_after :]
+        self.rows = [*self.rows, row][-max(self.run.profile.stop_after, self.run.profile.stop_unpaid + 1) :]
         if words := check_health(self.rows, self.run.profile):
             raise TrainingStopped(f"training stopped at {words}. The last checkpoint is kept in {self.folder}")
 

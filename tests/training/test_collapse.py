@@ -1,6 +1,7 @@
 """The signs of collapse: they see a run of an earlier study that collapsed (log and samples beside), and no healthy one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ from support import REPOSITORY
 
 from r3_repro.analysis.health import check_health
 from r3_repro.config import Profile, load_profile
-from r3_repro.tasks.base import Problem, get_task, leaks_answer, reflection_messages
+from r3_repro.data import prepare
+from r3_repro.mining.failures import mine
+from r3_repro.runs.layout import open_run
+from r3_repro.tasks.base import Problem, Verdict, get_task, leaks_answer, reflection_messages
+from r3_repro.training import train as training
 from r3_repro.training.callbacks import read_jsonl
-from r3_repro.training.monitoring import completion_shares, content_counts, repetition_counts
+from r3_repro.training.monitoring import TrainingStopped, completion_shares, content_counts, repetition_counts
 from r3_repro.training.train import STOPS
 
 COLLAPSED = Path(__file__).with_name("collapsed_run")  # r3 on function calling, seed 0, made at commit 3b17426e4a
@@ -84,3 +89,18 @@ def test_the_stored_study_can_be_repeated() -> None:
         p = load_profile(profile, stop_after=2)
         assert stopped(logged(COLLAPSED), p) is None and stopped(sampled(COLLAPSED), p) is None
     assert {"stop_kl", "stop_most_common", "stop_other_script"} <= STOPS  # not part of the identity of a training
+
+
+def test_a_training_that_never_pays_ends_after_five_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run("smoke", root=str(tmp_path), max_steps=12, save_steps=100, stop_unpaid=5)
+    prepare(run)
+    mine(run)
+    task = get_task(run.profile.task)
+    monkeypatch.setattr(training, "get_task", lambda _: replace(task, verify=never_right))
+    with pytest.raises(TrainingStopped, match=r"steps 1 to 5: no completion was rewarded \(stop_unpaid = 5\).*r3-repro gate"):
+        training.train(run)
+    assert [row["reward"] for row in logged(run.training)] == [0.0] * 5
+
+
+def never_right(problem: Problem, text: str) -> Verdict:
+    return Verdict(False, "missed_target")
