@@ -150,7 +150,8 @@ def main() -> None:
     for name, table in tables.items():
         print(table.round(4).to_string(index=False))
         if a.out:
-            save_table(table.round(3), a.out, name, captions[name], table)
+            shown = table.round(3).assign(**{c: table[c].map("{:g}".format) for c in {"learning_rate"} & set(table)})
+            save_table(shown, a.out, name, captions[name], table)
     if a.out:
         write_json(a.out / "pilot.manifest.json", provenance() | {"arguments": {k: str(v) for k, v in vars(a).items()}})
 
