@@ -22,7 +22,7 @@ from r3_repro.analysis.contrasts import contrast, side
 from r3_repro.analysis.loading import draws_note, modes_of, outcomes, pick, rejudge, same_verdicts, share_right
 from r3_repro.analysis.protocol import ANNOUNCED, _side
 from r3_repro.reporting.plots import arm_order, arm_style, legend_below, new_figure, save_figure
-from r3_repro.reporting.tables import save_table, show_interval, show_intervals, show_points
+from r3_repro.reporting.tables import save_table, show_intervals, show_points
 from r3_repro.tasks.base import Task
 from r3_repro.utils.stats import Interval
 
@@ -209,8 +209,7 @@ def readable_errors(
     out = table[["column", "mode", "arm", "seeds", "error", "count"]].copy()
     out["column"] = out.column.map({"first": "1st try", "two": "two tries"})
     for whole in ("problems", "failures"):
-        ends = table[[f"of_{whole}{end}" for end in ("", "_low", "_high")]].to_numpy()
-        out[f"% of {whole}"] = [show_interval(*x) for x in ends]
+        out[f"% of {whole}"] = show_intervals(table, f"of_{whole}")
     return out
 
 # %% ../../nbs/analysis/accuracy.ipynb #5b16fa55
