@@ -8,6 +8,7 @@ __all__ = ['ANSWERS', 'datasets_answer', 'failures_answer', 'training_answer', '
 
 # %% ../../nbs/workflow/answers.ipynb #2c55ddee
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ def _listed(lines: list[str]) -> str:
     return "\n".join(f"- {line[0].upper()}{line[1:]}." for line in lines)
 
 
+def _bases() -> Iterator[tuple[str, Path]]:
+    "The bases of each task: what readers call one, and its folder."
+    return ((f"{task_label(task)}, {folder.name}", folder) for task in ANNOUNCED.tasks for folder in base_folders(task))
+
+
 def datasets_answer() -> str:
     "How many problems each task has on both sides of the split."
     out = []
@@ -40,23 +46,21 @@ def datasets_answer() -> str:
 def failures_answer() -> str:
     "How often vanilla is right on training problems, and how many failures are kept, task and base."
     out = []
-    for task in ANNOUNCED.tasks:
-        for folder in base_folders(task):
-            s = _json(folder / "failures/summary.json")
-            commonest = task_label(max(s["errors"], key=s["errors"].get))
-            right = f"{s['pass_rate']:.0%} of {s['attempts']:,} attempts are right, the most common error is *{commonest}*"
-            out.append(f"{task_label(task)}, {folder.name}: {right}, and {s['failures_kept']:,} failures are kept")
+    for base, folder in _bases():
+        s = _json(folder / "failures/summary.json")
+        commonest = task_label(max(s["errors"], key=s["errors"].get))
+        right = f"{s['pass_rate']:.0%} of {s['attempts']:,} attempts are right, the most common error is *{commonest}*"
+        out.append(f"{base}: {right}, and {s['failures_kept']:,} failures are kept")
     return _listed(out)
 
 # %% ../../nbs/workflow/answers.ipynb #6a0e4cf2
 def training_answer() -> str:
     "Success of retries in training, from the first to the last tenth of the steps: r3 and its control."
     out = []
-    for task in ANNOUNCED.tasks:
-        for folder in base_folders(task):
-            t = pd.read_csv(folder / "tables/training.csv").groupby("arm")[["retry_success_start", "retry_success_end"]].mean()
-            moved = [f"{a} {t.loc[n].iloc[0]:.1%} → {t.loc[n].iloc[1]:.1%}" for n, a in _TWO.items() if n in t.index]
-            out.append(f"{task_label(task)}, {folder.name}: {', '.join(moved)}")
+    for base, folder in _bases():
+        t = pd.read_csv(folder / "tables/training.csv").groupby("arm")[["retry_success_start", "retry_success_end"]].mean()
+        moved = [f"{a} {t.loc[n].iloc[0]:.1%} → {t.loc[n].iloc[1]:.1%}" for n, a in _TWO.items() if n in t.index]
+        out.append(f"{base}: {', '.join(moved)}")
     return f"Retries that succeed, from the first to the last tenth of training:\n\n{_listed(out)}"
 
 
@@ -66,26 +70,24 @@ _TWO = {"r3": "`r3`", "permuted_reward": "`permuted_reward`"}
 def reflections_answer() -> str:
     "How much shorter reflections become, and how different they stay, task and base."
     out = []
-    for task in ANNOUNCED.tasks:
-        for folder in base_folders(task):
-            t = pd.read_csv(folder / "tables/reflections.csv")
-            r = t[(t["mode"] == ANNOUNCED.mode) & (t.measure == "tokens") & t.arm.isin(["vanilla", "r3"])].set_index("arm")
-            f = pd.read_csv(folder / "tables/reflection_form.csv")
-            f = f[(f["mode"] == ANNOUNCED.mode) & (f.measure == "distinct")].set_index("arm").estimate
-            change, low, high = (float(r.loc["r3", c]) / 100 for c in ("change", "change_low", "change_high"))
-            different = f"different texts go from {f['vanilla']:.0%} to {f['r3']:.0%} of all"
-            out.append(f"{task_label(task)}, {folder.name}: {show_interval(change, low, high, signed)} tokens, and {different}")
+    for base, folder in _bases():
+        t = pd.read_csv(folder / "tables/reflections.csv")
+        r = t[(t["mode"] == ANNOUNCED.mode) & (t.measure == "tokens") & t.arm.isin(["vanilla", "r3"])].set_index("arm")
+        f = pd.read_csv(folder / "tables/reflection_form.csv")
+        f = f[(f["mode"] == ANNOUNCED.mode) & (f.measure == "distinct")].set_index("arm").estimate
+        change, low, high = (float(r.loc["r3", c]) / 100 for c in ("change", "change_low", "change_high"))
+        different = f"different texts go from {f['vanilla']:.0%} to {f['r3']:.0%} of all"
+        out.append(f"{base}: {show_interval(change, low, high, signed)} tokens, and {different}")
     return f"By training with `r3`, {ANNOUNCED.mode} answers:\n\n{_listed(out)}"
 
 # %% ../../nbs/workflow/answers.ipynb #7b36045e
 def forgetting_answer() -> str:
     "Which skills r3 keeps within a point, and which are not decided or lost."
     out = []
-    for task in ANNOUNCED.tasks:
-        for folder in base_folders(task):
-            t = pd.read_csv(folder / "tables/forgetting.csv").query("arm == 'r3'")
-            said = [f"{word}: {', '.join(map(task_label, t.task[t.judgement == word]))}" for word in dict.fromkeys(t.judgement)]
-            out.append(f"{task_label(task)}, {folder.name}: {'; '.join(said)}")
+    for base, folder in _bases():
+        t = pd.read_csv(folder / "tables/forgetting.csv").query("arm == 'r3'")
+        said = [f"{word}: {', '.join(map(task_label, t.task[t.judgement == word]))}" for word in dict.fromkeys(t.judgement)]
+        out.append(f"{base}: {'; '.join(said)}")
     return f"{_listed(out)}\n\n*Kept* means that a loss of one point is excluded."
 
 # %% ../../nbs/workflow/answers.ipynb #1bae4cbe

@@ -129,9 +129,13 @@ def load_call_rows(
     return list(loaded.problems), list(loaded.refused)
 
 
+def _refused_table(loaded: CallRows) -> pd.DataFrame:
+    return pd.DataFrame([asdict(r) for r in loaded.refused], columns=["row", "id", "reason", "detail"], dtype="string")
+
+
 def refusals(source: str | Path) -> pd.DataFrame:
     "The refused records of a source as a table with the columns row, id, reason, detail."
-    return pd.DataFrame([asdict(r) for r in _loaded(source).refused], columns=["row", "id", "reason", "detail"], dtype="string")
+    return _refused_table(_loaded(source))
 
 
 def notes(source: str | Path) -> pd.DataFrame:
@@ -249,8 +253,7 @@ def call_histograms(problems: list[Problem]) -> dict[str, dict[str, int]]:
 # %% ../../../nbs/tasks/function_calling/task.ipynb #563bacbc
 def refused(options: dict[str, Any] | None = None) -> pd.DataFrame:
     "The refused rows of the source that the options name, as `refusals` returns them."
-    rows = [asdict(r) for r in _from_options(options)[1].refused]
-    return pd.DataFrame(rows, columns=["row", "id", "reason", "detail"], dtype="string")
+    return _refused_table(_from_options(options)[1])
 
 # %% ../../../nbs/tasks/function_calling/task.ipynb #96ea9f31
 def right_tools(
