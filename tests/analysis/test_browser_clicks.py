@@ -300,14 +300,18 @@ def test_no_text_of_a_model_does_anything(tab: Chromium, tmp_path: Path) -> None
         quiet(tab)
 
 
-def test_what_cannot_be_seen_is_named(tab: Chromium, tmp_path: Path) -> None:
-    text = "nul\0\0 \u202egnp.exe\u202c half \ud83d whole \U0001f600 line\u2028 \r\n\ttab zero\u200bwidth"
-    table = synthetic_episodes(problems=1, modes=("greedy",)).astype(object).assign(attempt=pd.Series([text], dtype=object))
-    file = tmp_path / "named.html"
+def open_only(tab: Chromium, file: Path, attempt: str) -> None:
+    "Open the only episode of a page, whose attempt is this text."
+    table = synthetic_episodes(problems=1, modes=("greedy",)).astype(object).assign(attempt=pd.Series([attempt], dtype=object))
     file.write_text(make_page(browsed_episodes([table])[0]), "utf-8")
     tab.visit(file.as_uri())
     tab.click("#episodes tbody tr")
     tab.wait(f"{DIALOG}.open")
+
+
+def test_what_cannot_be_seen_is_named(tab: Chromium, tmp_path: Path) -> None:
+    text = "nul\0\0 \u202egnp.exe\u202c half \ud83d whole \U0001f600 line\u2028 \r\n\ttab zero\u200bwidth"
+    open_only(tab, tmp_path / "named.html", text)
     assert said(tab, ".talk .turn:first-of-type pre .char") == [
         "U+0000×2",
         "U+202E",
@@ -323,12 +327,7 @@ def test_what_cannot_be_seen_is_named(tab: Chromium, tmp_path: Path) -> None:
 
 def test_a_huge_text_is_cut_and_can_be_had_whole(tab: Chromium, tmp_path: Path) -> None:
     text = "😀" * 60_000 + "the end"
-    table = synthetic_episodes(problems=1, modes=("greedy",)).astype(object).assign(attempt=pd.Series([text], dtype=object))
-    file = tmp_path / "huge.html"
-    file.write_text(make_page(browsed_episodes([table])[0]), "utf-8")
-    tab.visit(file.as_uri())
-    tab.click("#episodes tbody tr")
-    tab.wait(f"{DIALOG}.open")
+    open_only(tab, tmp_path / "huge.html", text)
     assert said(tab, ".talk .turn:first-of-type pre") == ["😀" * 2000]
     assert said(tab, ".more") == ["Show 100,000 of 116,007 more characters"]
     tab.click(".more")

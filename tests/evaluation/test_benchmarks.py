@@ -227,18 +227,6 @@ def test_the_likelihood_of_a_choice_is_that_of_its_tokens_after_the_question(tmp
         assert got == pytest.approx(wanted, abs=1e-4)
 
 
-NO_TORCH = """
-import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "transformers", "lm_eval", "trl", "datasets"}:
-            raise ImportError(f"{name} must not be needed")
-sys.meta_path.insert(0, Refuse())
-from r3_repro.analysis.forgetting import make_forgetting
-print(len(make_forgetting(sys.argv[1])["by_arm"]))
-"""
-
-
 @pytest.mark.slow
 def test_the_published_benchmarks_are_lm_evals_own_and_fail_early_without_a_network(tmp_path: Path) -> None:
     code = (

@@ -37,8 +37,7 @@ from r3_repro.evaluation.reflection_controls import (
 from r3_repro.profiles import CONTROLS
 from r3_repro.runs.launch import stage_command
 from r3_repro.runs.layout import Run, open_run
-from r3_repro.tasks.base import Problem, Verdict, get_task, reflection_messages
-from r3_repro.tasks.countdown import task as countdown
+from r3_repro.tasks.base import Problem, get_task, reflection_messages
 from r3_repro.testing import synthetic_episodes
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.hashing import file_hash
@@ -148,14 +147,8 @@ def small(root: Path, **settings: Any) -> Run:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def world(right_or_wrong: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     "Episodes of which all but some problems failed, made without a model."
-    usual = countdown.TASK
-
-    def verify(problem: Problem, text: str, rule: str = "strict") -> Verdict:
-        return Verdict(text == "right", "" if text == "right" else "wrong", text)
-
-    monkeypatch.setattr(countdown, "TASK", replace(usual, verify=verify, prompt=lambda p: f"[{p.id}] {usual.prompt(p)}"))
 
     def make(failed: int, **settings: Any) -> tuple[Run, Any]:
         run = small(tmp_path / str(failed), **settings)

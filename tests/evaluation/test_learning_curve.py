@@ -24,8 +24,6 @@ from r3_repro.evaluation.episodes import EPISODE_COLUMNS, episode_files, evaluat
 from r3_repro.evaluation.learning_curve import curve_files, evaluate_curve, stored_curve
 from r3_repro.runs.layout import Run, open_run, trained_runs
 from r3_repro.runs.preflight import preflight
-from r3_repro.tasks.base import Problem, Verdict
-from r3_repro.tasks.countdown import task as countdown
 from r3_repro.utils.errors import SettingsError
 from r3_repro.workflow import study
 from r3_repro.workflow.cli import app
@@ -77,14 +75,8 @@ World = tuple[Run, Asked, list[str]]
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+def world(right_or_wrong: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     "A run of arm r3 that is trained and evaluated without a model: the run, what engines are asked, and ids of the problems."
-    usual = countdown.TASK
-
-    def verify(problem: Problem, text: str, rule: str = "strict") -> Verdict:
-        return Verdict(text == "right", "" if text == "right" else "wrong", text)
-
-    monkeypatch.setattr(countdown, "TASK", replace(usual, verify=verify, prompt=lambda p: f"[{p.id}] {usual.prompt(p)}"))
     run = open_run("smoke", root=str(tmp_path), curve_steps=2, curve_problems=6, test_size=10, draws=2)
     train_in_name(run)
     names, asked = [p.id for p in load_split(run, "test")], Asked()

@@ -49,3 +49,14 @@ def fast(wide: str) -> Iterator:
     engine = VLLM.load(wide, "float32", batch=64)
     yield engine
     engine.close()
+
+
+@pytest.fixture(scope="module")
+def root(wide: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A run tree with failures of the wide base, to train on."
+    from r3_repro.mining.failures import mine
+    from r3_repro.runs.layout import open_run
+
+    root = tmp_path_factory.mktemp("training")
+    mine(open_run("smoke", model=wide, root=str(root)))
+    return root

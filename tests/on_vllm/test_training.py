@@ -11,20 +11,12 @@ import pytest
 from safetensors.numpy import load_file
 from support import patience
 
-from r3_repro.mining.failures import mine
 from r3_repro.runs.launch import stage_command
 from r3_repro.runs.layout import Run, open_run
 
 SETS = {"use_vllm": True, "vllm_gpu_memory_utilization": 0.2, "max_steps": 4, "beta": 0.0}
 SETS |= {"learning_rate": 1e-3, "warmup_ratio": 0.0}
 "A rate that moves the policy far in a step: weights that were not handed over would show at once."
-
-
-@pytest.fixture(scope="module")
-def root(wide: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("training")
-    mine(open_run("smoke", model=wide, root=str(root)))
-    return root
 
 
 ROUNDING = 0.02  # TRL leaves the precision to vLLM, which takes bfloat16 for a model in float32

@@ -20,7 +20,6 @@ from r3_repro.config import find_home
 from r3_repro.engines.base import SamplingParams, complete
 from r3_repro.engines.hf import Transformers
 from r3_repro.engines.vllm import VLLM, prefix_cache_hits
-from r3_repro.mining.failures import mine
 from r3_repro.runs.launch import stage_command
 from r3_repro.runs.layout import Run, open_run
 from r3_repro.runs.preflight import preflight
@@ -37,13 +36,6 @@ def server(wide: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
     command = [sys.executable, SCRIPT, "serve", "--model", wide, "--logprobs-mode", "processed_logprobs"]
     with serving(command, tmp_path_factory.mktemp("server") / "log.txt", VLLM_SERVER_DEV_MODE="1") as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def root(wide: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("training")
-    mine(open_run("smoke", model=wide, root=str(root)))
-    return root
 
 
 def trained(wide: str, root: Path, server: str, arm: str, **sets: object) -> Run:

@@ -5,13 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from support import patience, warm_python
+from support import patience
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r3_repro.mining.failures import mine
@@ -19,19 +17,10 @@ from r3_repro.runs.launch import launch
 from r3_repro.runs.layout import Run, open_run, trained_runs
 from r3_repro.training.train import train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 KILL = Path(__file__).with_name("kill_and_resume.py")
 STEADY: dict[str, Any] = {"lr_scheduler_type": "constant_with_warmup", "warmup_ratio": 0.0, "save_steps": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    "As in the processes that are killed: another number of threads adds up in another order."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +28,6 @@ def mined(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("mined")
     mine(open_run("smoke", root=str(root)))
     return root
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with warm_python(tmp_path_factory.mktemp("warm")) as env:
-        yield env
 
 
 def trained(mined: Path, root: Path, **settings: Any) -> Run:

@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from support import patience, warm_python
+from support import patience
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
@@ -38,16 +37,10 @@ STEPS = 12
 TRAINING = ["--set", f"max_steps={STEPS}", "--set", "save_steps=2"]
 TRAINED = "smoke/countdown/tiny-a/training/r3-seed0"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with warm_python(tmp_path_factory.mktemp("warm")) as env:
-        yield env
 
 
 def kill_and_resume(stage: str, root: Path, moments: list[str], more: list[str], env: dict[str, str] | None = None) -> list[dict]:
@@ -80,17 +73,6 @@ def test_mining_killed_six_times_draws_the_same_attempts(warm, tmp_path):
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
         stored.append((attempts, pd.read_parquet(folder / "failures.parquet"), manifest["hashes"]))
     assert all(a.equals(b) for a, b in zip(stored[0][:2], stored[1][:2], strict=True)) and stored[0][2] == stored[1][2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "As in the processes that are killed: another number of threads adds up in another order."
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def to_its_end(stage: str, root: Path, more: list[str]) -> None:

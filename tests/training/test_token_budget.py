@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from two_processes import Stop
 
 from r3_repro.config import load_profile, model_path
 from r3_repro.data import prepare
@@ -108,17 +108,6 @@ def test_too_few_steps_for_the_budget_is_an_error_that_says_what_to_do(tmp_path:
         trainer.train()
 
 
-class Killed(TrainerCallback):
-    "Raises after the checkpoint of a step."
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == self.step:
-            raise InterruptedError
-
-
 @pytest.mark.parametrize("more", [{}, {"num_iterations": 2}])
 def test_a_resumed_training_ends_as_one_that_was_never_interrupted(more: dict[str, int], tmp_path: Path) -> None:
     ends = []
@@ -126,7 +115,7 @@ def test_a_resumed_training_ends_as_one_that_was_never_interrupted(more: dict[st
         how = {"token_budget": 1200, "save_strategy": "steps", "save_steps": 2, "beta": 0.0} | more
         trainer = make_trainer(tmp_path / name, **how)
         if name == "cut":
-            trainer.add_callback(Killed(4))
+            trainer.add_callback(Stop(4))
             with pytest.raises(InterruptedError):
                 trainer.train()
             trainer = make_trainer(tmp_path / name, **how)

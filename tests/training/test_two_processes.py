@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file
-from support import patience, warm_python
+from support import patience
 from transformers import AutoModelForCausalLM
 
 from r3_repro.config import find_home
@@ -45,9 +44,8 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with warm_python(tmp_path_factory.mktemp("warm")) as env:
-        yield env | {"PYTHONPATH": os.pathsep.join([env["PYTHONPATH"], str(find_home())])}
+def warm(warm: dict[str, str]) -> dict[str, str]:
+    return warm | {"PYTHONPATH": os.pathsep.join([warm["PYTHONPATH"], str(find_home())])}
 
 
 def drive(run: Run, trainings: list[dict[str, Any]], plan: Path, env: dict[str, str] | None = None) -> None:

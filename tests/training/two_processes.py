@@ -65,6 +65,8 @@ def use_zero3() -> None:
 
 
 class Stop(TrainerCallback):
+    "Raises after the checkpoint of a step."
+
     def __init__(self, step: int):
         self.step = step
 

@@ -148,28 +148,26 @@ def test_a_task_of_the_array_takes_its_arm_and_seed(notes: Path) -> None:
         assert (args[args.index("--arm") + 1], args[args.index("--seed") + 1]) == (arm, seed)
 
 
-@pytest.mark.parametrize("array", [{}, {"SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "1"}])
-def test_a_signal_before_the_limit_requeues_this_task_alone(notes: Path, array: dict[str, str]) -> None:
-    "And the job goes on until Slurm ends it; where it is done before, its own result counts."
-    process = job(notes, "03_train", "r3:0 r3:1", LASTS="3", SLURM_RESTART_COUNT="4", **array)
-    until = time.monotonic() + patience(20)
+def signalled(notes: Path, choices: str, **env: str) -> tuple[subprocess.Popen, str]:
+    "A job whose chapter has begun when Slurm says that its time is nearly over, and all that it says."
+    process, until = job(notes, "03_train", choices, LASTS="3", **env), time.monotonic() + patience(20)
     while not noted(notes, "python"):
         assert time.monotonic() < until
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)
-    said, _ = process.communicate(timeout=patience(20))
+    return process, process.communicate(timeout=patience(20))[0]
+
+
+@pytest.mark.parametrize("array", [{}, {"SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "1"}])
+def test_a_signal_before_the_limit_requeues_this_task_alone(notes: Path, array: dict[str, str]) -> None:
+    "And the job goes on until Slurm ends it; where it is done before, its own result counts."
+    process, said = signalled(notes, "r3:0 r3:1", SLURM_RESTART_COUNT="4", **array)
     assert [args for args, _ in noted(notes, "scontrol")] == [["requeue", "40_1" if array else "42"]]
     assert "back into the queue after restart 4" in said and process.returncode == 0
 
 
 def test_a_job_does_not_restart_for_ever(notes: Path) -> None:
-    process = job(notes, "03_train", "r3:0", LASTS="3", SLURM_RESTART_COUNT="9", R3_MAX_RESTARTS="9")
-    until = time.monotonic() + patience(20)
-    while not noted(notes, "python"):
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    process.send_signal(signal.SIGUSR1)
-    said, _ = process.communicate(timeout=patience(20))
+    _, said = signalled(notes, "r3:0", SLURM_RESTART_COUNT="9", R3_MAX_RESTARTS="9")
     assert not noted(notes, "scontrol") and "not queued again" in said
 
 
