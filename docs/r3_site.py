@@ -67,7 +67,7 @@ def prepare(cell: dict[str, Any]) -> bool:
 
 
 CONTENTS = {
-    "Start": ["index", "method", "verdicts", "status", "reports"],
+    "Start": ["index", "method", "verdicts", "status", "small_model", "reports"],
     "Chapters": ["01_datasets", "02_failures", "03_train", "04_results", "05_reflections", "06_forgetting"],
     "Guides": [f"guides/{g}" for g in GUIDES],
     "Details": ["details", "input"],

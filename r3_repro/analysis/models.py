@@ -341,14 +341,15 @@ def _covered(box: Bbox, boxes: Sequence[Bbox]) -> float:
 
 
 def _places(bar: np.ndarray, width: float, height: float, gap: float) -> list[Bbox]:
-    "Where a label may stand: right and left of its bar (low end, point, high end), then above and below it."
+    "Where a label may stand: right and left of its bar (low end, point, high end), then above and below it, near and farther."
     (x, low), (_, y), (_, high) = bar
     heights = [y + t * (high - y if t > 0 else y - low) - height / 2 for t in (0, 0.45, -0.45, 0.9, -0.9)]
     corners = [(left, bottom) for bottom in heights for left in (x + 2 * gap, x - 2 * gap - width)]
-    corners += [(x - width / 2, high + gap), (x - width / 2, low - gap - height)]
+    for away in (0.0, 1.2 * height, 2.4 * height):
+        corners += [(x - share * width, y) for share in (0.5, 1, 0) for y in (high + gap + away, low - gap - height - away)]
     return [Bbox.from_bounds(*corner, width, height) for corner in corners]
 
-
+# %% ../../nbs/analysis/models.ipynb #073eb576
 def _label_points(ax: Any, points: pd.DataFrame) -> None:
     "Write the name of each point beside its bar, where it covers least; the figure must have its layout."
     scale, inside, pixels = ax.figure.dpi / 72, ax.get_window_extent(), ax.transData.transform
@@ -364,7 +365,7 @@ def _label_points(ax: Any, points: pd.DataFrame) -> None:
         note.set_in_layout(False)
         size = note.get_window_extent()
         places = _places(bars[p.name], size.width, size.height, 3 * scale)
-        best = min(places, key=lambda box: _covered(box, taken) - 9 * _covered(box, [inside]))
+        best = min(places, key=lambda box: round(_covered(box, taken) - 9 * _covered(box, [inside])))  # the first of equal ones
         note.set_position(((best.p0 - bars[p.name][1]) / scale).tolist())
         taken.append(best)
 

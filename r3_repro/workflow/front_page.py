@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TASK_TITLES', 'ROWS', 'TASK_NAMES', 'MEASUREMENTS', 'study_folder', 'base_folders', 'task_label', 'from_nbs',
            'progress', 'seeds_there', 'status_line', 'scope_line', 'short_verdict', 'verdict_table', 'claim_rows',
-           'findings', 'in_short', 'beside_the_verdicts', 'collapsed', 'overview', 'task_figures', 'gates',
-           'mining_modes_line', 'mining_overhead_line', 'mining_kills_line', 'attempts_store_line',
-           'training_step_line', 'coverage_line', 'measurements']
+           'findings', 'in_short', 'beside_the_verdicts', 'collapsed', 'overview', 'task_figures', 'tenfold',
+           'largest_gains', 'gates', 'mining_modes_line', 'mining_overhead_line', 'mining_kills_line',
+           'attempts_store_line', 'training_step_line', 'coverage_line', 'measurements']
 
 # %% ../../nbs/workflow/front_page.ipynb #24e52da4
 import json
@@ -19,11 +19,11 @@ import pandas as pd
 from IPython.display import Markdown
 
 from r3_repro.analysis.paper import load_claims
-from r3_repro.analysis.protocol import ANNOUNCED, REFUTED, SUPPORTED, UNDECIDED
+from r3_repro.analysis.protocol import ANNOUNCED, REFUTED, SUPPORTED, TENFOLD, UNDECIDED
 from r3_repro.analysis.reflection_form import collapse_sentences, read_form
 from r3_repro.analysis.verdicts import NOT_STUDIED
 from r3_repro.config import find_home
-from r3_repro.reporting.tables import show_interval, signed
+from r3_repro.reporting.tables import show_interval, show_points, signed
 from r3_repro.runs.layout import root_folder
 
 # %% ../../nbs/workflow/front_page.ipynb #74d3da35
@@ -95,7 +95,7 @@ def status_line() -> Markdown:
     ladder = sum(any((study_folder() / task / b / "training").is_dir() for task in ANNOUNCED.tasks) for b in others)
     said = (
         f"**Run:** {len(ANNOUNCED.bases)} tiny models, made for this repository, on CPUs: {trained}. "
-        f"Models of other sizes and abilities: {_of(ladder, len(others)) if ladder else 'none'} yet. "
+        f"{_of(ladder, len(others))} models of other sizes and abilities: {ANNOUNCED.ladder_seeds} seeds each of `r3`. "
         "**Not run:** any model of the paper, anything on a GPU, the paper's four benchmarks. "
         "A tiny model shows whether the mechanism works as described; **it is no evidence about large models.**"
     )
@@ -306,6 +306,34 @@ def task_figures() -> Markdown:
         pictures += [(f / "figures/accuracy.png", f"Every arm on {f.name}") for f in base_folders(task)[:1]]
         parts += [f"![{alt}]({from_nbs(file)})" for file, alt in pictures]
     return Markdown("\n\n".join(parts))
+
+# %% ../../nbs/workflow/front_page.ipynb #fd896088
+def _models() -> pd.DataFrame:
+    return pd.read_csv(study_folder() / "tables/models.csv")
+
+
+def tenfold() -> Markdown:
+    "C6: two tries on a base before and after training, beside vanilla on the base about ten times its size; percent."
+    rows, tries = [], _models().set_index(["task", "base"])
+    for task in TASK_TITLES:
+        for small, large in TENFOLD.items():
+            before, after = (float(tries.loc[(task, small), f"{when}_two_tries"]) for when in ("vanilla", "trained"))
+            other = float(tries.loc[(task, large), "vanilla_two_tries"])
+            row = {"task": task_label(task), "small base": small, "vanilla": show_points(before), "r3": show_points(after)}
+            row |= {"large base": large, "its vanilla": show_points(other)}
+            rows.append(row | {"small above large without training": "yes" if before > other else "no"})
+    return Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
+
+# %% ../../nbs/workflow/front_page.ipynb #d9f3baec
+def largest_gains() -> Markdown:
+    "The largest gain of two tries from r3, of the study's own bases and of those of rising size and ability."
+    lines, m = [], _models()
+    own, known = m.base.isin(ANNOUNCED.bases), m.parameters.notna()
+    for task in TASK_TITLES:
+        best = [of.loc[of.gain.idxmax()] for of in (m[own & (m.task == task)], m[~own & known & (m.task == task)])]
+        first, second = (f"{show_interval(b.gain, b.gain_low, b.gain_high, signed)} on `{b.base}`" for b in best)
+        lines.append(f"- *{task_label(task)}.* The study's own bases: at most {first}. These bases: at most {second}.")
+    return Markdown("\n".join(lines))
 
 # %% ../../nbs/workflow/front_page.ipynb #7cc61dea
 def _read_json(file: Path) -> dict[str, Any]:
