@@ -3,9 +3,16 @@
 import sys
 from pathlib import Path
 
+from r3_repro import __version__ as release
+from r3_repro.runs.layout import provenance
+
 HERE = Path(__file__).parent
 NPM = HERE.parent / "_docs/npm"  # MathJax, if `make docs` could get it
 sys.path.insert(0, str(HERE))
+
+made = provenance()
+commit = f"commit {made['git_commit'][:10]}" if made["git_commit"] else "commit unknown"
+html_context = {"built_from": f"{release}, {commit}{', changed' if made['git_dirty'] else ''}"}
 
 project = "r3_repro"
 author = "The r3_repro authors"
@@ -24,9 +31,7 @@ html_title = "r3_repro"
 html_static_path = [str(HERE / "static")]
 html_css_files = ["r3.css"]
 templates_path = [str(HERE / "templates")]
-html_sidebars = {
-    "**": [f"sidebar/{x}.html" for x in ("scroll-start", "brand", "search", "navigation", "reference", "scroll-end")]
-}
+html_sidebars = {"**": [f"sidebar/{x}.html" for x in ("scroll-start", "brand", "version", "search", "navigation", "scroll-end")]}
 html_show_sourcelink = html_copy_source = False
 pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"
 mathjax_path = "https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-chtml.js"

@@ -3,7 +3,9 @@
 import ast
 import json
 import re
-from collections.abc import Iterator
+from binascii import a2b_base64
+from collections.abc import Callable, Iterator
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,6 @@ PACKAGES = [
 ]
 SHOWN_ARMS = ["vanilla", "r3", "permuted_reward", "plain_grpo"]
 GUIDES = ["one_h100", "cluster", "air_gapped", "own_task", "own_model", "own_trl_script", "metrics", "replication_report"]
-GUIDES += ["packages", "files"]
 DIRECTIVE = re.compile(r"^#\|[ \t]*(\w+)[ \t]*:?[ \t]*(.*)\n?", re.M)
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 Page = tuple[str, dict[str, Any], str]  # name, context and template of a page that is made from no document
@@ -71,6 +72,7 @@ CONTENTS = {
     "Chapters": ["01_datasets", "02_failures", "03_train", "04_results", "05_reflections", "06_forgetting"],
     "Guides": [f"guides/{g}" for g in GUIDES],
     "Details": ["details", "input"],
+    "Reference": ["guides/commands", "config", "guides/files", "guides/packages"],
 }
 "The pages that are read first, by caption, in the order of the side bar."
 
@@ -90,12 +92,27 @@ def read_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
     "Prepare one notebook for MyST-NB; the front page also holds the contents of the side bar."
     notebook = json.loads(source[0])
     notebook["cells"] = [cell for cell in notebook["cells"] if cell["cell_type"] != "code" or prepare(cell)]
+    app.env.r3_alternatives = alternatives(notebook)
     if docname == "index":
         parts = by_caption(app.env.found_docs)
         parts["Start"][0] = "Front page <self>"
         trees = ["\n".join(["```{toctree}", ":hidden:", f":caption: {name}", "", *parts[name], "```", ""]) for name in parts]
         notebook["cells"].append({"cell_type": "markdown", "id": "contents", "metadata": {}, "source": "\n".join(trees)})
     source[0] = json.dumps(notebook)
+
+
+def alternatives(notebook: dict[str, Any]) -> dict[str, str]:
+    "Pictures among the outputs, by the name that MyST-NB gives their files: what they show, in words."
+    outputs = [o for cell in notebook["cells"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    name = lambda o: sha256(a2b_base64("".join(o["data"]["image/png"]))).hexdigest()  # noqa: E731
+    return {name(o): o.get("metadata", {}).get("image/png", {}).get("alt", "") for o in outputs}
+
+
+def describe_pictures(app: Sphinx, doctree: nodes.document) -> None:
+    "Give pictures of outputs their alternative text, which Jupyter keeps for each output and MyST-NB knows for whole cells only."
+    for node in doctree.findall(nodes.image):
+        if said := app.env.r3_alternatives.get(Path(node["uri"]).stem):
+            node["alt"] = said
 
 
 def link_files(app: Sphinx, doctree: nodes.document) -> None:
@@ -123,6 +140,7 @@ def source_html(app: Sphinx, path: Path) -> str:
     except ClassNotFound:
         language = "text"
     html = app.builder.highlighter.highlight_block(text, language, force=True, lineanchors="line")  # type: ignore[attr-defined]
+    html = re.sub(r'(<a id="line-\d+" name="line-\d+") href="#line-\d+"', r"\1", html)  # an anchor, not a link without a text
     for node in ast.walk(ast.parse(text)) if path.suffix == ".py" else []:
         if isinstance(node, ast.FunctionDef):
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
@@ -156,7 +174,7 @@ def from_files(app: Sphinx, path: Path, html: str) -> str:
 
 def file_pages(app: Sphinx) -> Iterator[Page]:
     "A page for every file and folder that a notebook, or such a file, links to, and for every test."
-    app.env.r3_files |= {HOME / "tests", *(HOME / "tests").rglob("*.py")}
+    app.env.r3_files |= {HOME / "CHANGELOG.md", HOME / "tests", *(HOME / "tests").rglob("*.py")}
     written = set[Path]()
     while left := sorted(app.env.r3_files - written):
         for path in left:
@@ -165,7 +183,8 @@ def file_pages(app: Sphinx) -> Iterator[Page]:
             else:
                 body = folder_html(app, path) if path.is_dir() else source_html(app, path)
             name = str(path.relative_to(HOME))
-            yield f"files/{name}", {"title": name, "body": f"<h1>{escape(name)}</h1>{body}"}, "page.html"
+            heading = "" if body.startswith("<h1>") else f"<h1>{escape(name)}</h1>"
+            yield f"files/{name}", {"title": name, "body": heading + body}, "page.html"
         written |= set(left)
 
 
@@ -192,13 +211,41 @@ def module_page(app: Sphinx) -> Iterator[Page]:
     yield "modules", {"title": "Modules", "body": f"<h1>Modules</h1><ul>{contents}</ul>{sections}"}, "page.html"
 
 
+MADE = {
+    "episodes": ("Start", "Reflections: browse what the models said"),
+    "modules": ("Reference", "Modules"),
+    "files/tests": ("Reference", "Tests"),
+}
+"Pages that are made from no document: the caption in the side bar under which they come last, and their titles there."
+
+
+def with_made_pages(tree: str, to: Callable[[str], str]) -> str:
+    "The contents in the side bar, with the pages that are made from no document."
+    for page, (caption, title) in MADE.items():
+        item = f'<li class="toctree-l1"><a class="reference internal" href="{to(page)}">{title}</a></li>'
+        tree = re.sub(rf'(caption-text">{caption}<.*?)</ul>', rf"\g<1>{item}</ul>", tree, count=1, flags=re.S)
+    return tree
+
+
 def for_readers_of_all_kinds(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     "What screen readers and keyboards need and the theme leaves out."
     if tree := context.get("furo_navigation_tree"):
-        context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+        told = with_made_pages(tree, lambda to: app.builder.get_relative_uri(page, to))
+        context["furo_navigation_tree"] = told.replace('role="heading"', 'role="heading" aria-level="2"')
     if body := context.get("body"):
         body = body.replace("<pre>", '<pre tabindex="0">').replace(' aria-label="Toggle hidden content"', "")
         context["body"] = body.replace('<th class="head"><p></p></th>', "<td></td>").replace("<th></th>", "<td></td>")
+
+
+def name_landmarks(app: Sphinx, exception: Exception | None) -> None:
+    "The theme's two asides, with names by which a screen reader tells them apart."
+    names = {"sidebar-drawer": "Contents of the site", "toc-drawer": "Contents of this page"}
+    for file in Path(app.outdir).rglob("*.html") if exception is None and app.builder.format == "html" else []:
+        text = file.read_text("utf-8")
+        named = re.sub(
+            r'<aside class="((?:sidebar|toc)-drawer)', lambda m: f'<aside aria-label="{names[m[1]]}" class="{m[1]}', text
+        )
+        file.write_text(named, "utf-8")
 
 
 def write_browser(app: Sphinx, exception: Exception | None) -> None:
@@ -215,9 +262,11 @@ def setup(app: Sphinx) -> dict[str, bool]:
     "Connect all this with Sphinx."
     app.connect("builder-inited", lambda app: vars(app.env).setdefault("r3_files", set()))
     app.connect("source-read", read_notebook)
+    app.connect("doctree-read", describe_pictures, priority=400)  # before Sphinx gives them other names
     app.connect("doctree-read", link_files, priority=400)  # before Sphinx collects the files as downloads
     app.connect("html-collect-pages", file_pages)
     app.connect("html-collect-pages", module_page)
+    app.connect("build-finished", name_landmarks)
     app.connect("build-finished", write_browser)
     app.connect("html-page-context", for_readers_of_all_kinds, priority=900)  # after the theme
     return {"parallel_read_safe": False, "parallel_write_safe": True}

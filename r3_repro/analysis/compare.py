@@ -198,7 +198,8 @@ class Comparison:
             "body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}td,th{padding:.3em .8em;text-align:left;"
         )
         look += "border-bottom:1px solid #ddd;overflow-wrap:anywhere}table{border-collapse:collapse}"
-        head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(self.title)}</title><style>{look}</style>'
+        head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        head += f"<title>{html.escape(self.title)}</title><style>{look}</style>"
         return f"{head}<h1>{html.escape(self.title)}</h1>{notes}{tables}"
 
     _repr_html_ = to_html

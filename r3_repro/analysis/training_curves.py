@@ -73,7 +73,8 @@ def plot_training(
     for ax in axes[-1]:
         ax.set_xlabel("step")
     steps = window(int(log.groupby(["arm", "seed"]).size().max()))
-    note = f"mean over seeds, with a 95% band over seeds; running mean over {steps} steps"
+    several = log.groupby("arm").seed.nunique().max() > 1
+    note = f"{'mean over seeds, with a 95% band over seeds; ' if several else ''}running mean over {steps} steps"
     note = "\n".join(filter(None, [note, trains_attempts(log)]))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     legend_below(fig, handles, labels, note)

@@ -37,6 +37,7 @@ from r3_repro.analysis.loading import RUN_NAME, training_rows
 from r3_repro.analysis.training_curves import CURVES, SIGNS, plot_training
 from r3_repro.config import load_profile
 from r3_repro.profiles import StoppingSettings
+from r3_repro.reporting.alt_text import describe_figure
 from r3_repro.reporting.plots import STYLE, arm_order
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import atomic, check_writable, read_jsonl
@@ -341,7 +342,10 @@ def watched_log(
 _LOOK = "body{font:15px/1.5 sans-serif;max-width:75em;margin:1em auto;padding:0 1em;color:#1b1b1b;background:#fff}"
 _LOOK += "table{border-collapse:collapse}td,th{padding:.15em .9em .15em 0;text-align:left;border-bottom:1px solid #ddd}"
 _LOOK += "pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f5f5f5;padding:.5em}svg{max-width:100%;height:auto}"
-_LOOK += ".over{color:#b3361b;font-weight:bold}.near{color:#8a5a00}.ok{color:#1d6b2f}div{overflow-x:auto}"
+_LOOK += ".over{color:#b3361b;font-weight:bold}.near{color:#8a5a00}.ok{color:#1d6b2f}figure,div{overflow-x:auto;margin:1em 0}"
+_LOOK += "svg{min-width:36em;background:#fff}:root{color-scheme:light dark}@media(prefers-color-scheme:dark){"
+_LOOK += "body{color:#e6e8eb;background:#14171b}pre{background:#1d2127}td,th{border-color:#383f49}"
+_LOOK += ".over{color:#ffb0a6}.near{color:#f0c45c}.ok{color:#86dd9c}}"
 
 
 def _html_table(rows: Sequence[Mapping[str, Any]], state: str = "") -> str:
@@ -363,8 +367,8 @@ def _html_training(w: Watched, now: float) -> str:
     parts = [f"<h2>{html.escape(w.folder.name)}</h2><p>{html.escape(progress_line(w, now))}</p>"]
     parts += [f'<p class="over">stops by itself: {html.escape(w.stopped)}</p>'] if w.stopped else []
     parts += [_html_table(signs, "state"), f"<p>Limits: {html.escape(w.limits_from)}</p>"]
-    for k, t in sample_texts(w.sample, 4000).items():
-        parts.append(f"<p>{'Last sampled reflection: ' * (k == 'of')}{k}</p><pre>{html.escape(t)}</pre>")
+    for k, t in ((k, html.escape(t)) for k, t in sample_texts(w.sample, 4000).items()):
+        parts.append(f"<p>Last sampled reflection: {t}</p>" if k == "of" else f'<p>{k}</p><pre tabindex="0">{t}</pre>')
     return "".join(parts)
 
 # %% ../../nbs/analysis/watch.ipynb #e39fe2c4
@@ -379,12 +383,16 @@ def training_page(
     again = f'<meta http-equiv="refresh" content="{reload}">' if not all(w.finished for w in watched) else ""
     policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     head = f'<!doctype html><html lang="en"><meta charset="utf-8">{again}<title>{html.escape(visible(title))}</title>'
+    head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f'<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{_LOOK}</style>'
     body = [f"<h1>{html.escape(visible(title))}</h1>"]
-    body += [f"<figure>{figure_svg(plot_training(log))}</figure>"] if len(log) else ["<p>No training has written a row yet.</p>"]
+    svg = figure_svg(plot_training(log)) if len(log) else ""
+    words = html.escape(visible(describe_figure(svg)))
+    body += [f'<figure role="img" aria-label="{words}">{svg}</figure>' if svg else "<p>No training has written a row yet.</p>"]
     body += [_html_table(runs_table(watched, now).to_dict("records"))] if len(watched) > 1 else []
     newest = sorted(watched, key=lambda w: -w.changed)[:DETAILED]
-    return head + "".join([*body, *(_html_training(w, now) for w in watched if w in newest)])
+    body += [_html_training(w, now) for w in watched if w in newest]
+    return f"{head}<main>{''.join(body)}</main>"
 
 # %% ../../nbs/analysis/watch.ipynb #8f572fe3
 def _write_page(file: Path, watched: Sequence[Watched], title: str, now: float) -> None:

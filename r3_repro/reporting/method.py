@@ -59,6 +59,10 @@ def plot_method() -> Figure:
     ax.text((middle["retry"] + middle["reflection"]) / 2, 2.15, "reward", ha="center", fontsize=9, color="#0b3c5d", weight="bold")
     ax.set(xlim=(-0.2, x), ylim=(-0.95, 2.5))
     ax.axis("off")
+    turns = "; ".join(" ".join(f"{name} ({who}): {note}".split()).rstrip(": ") for name, who, _, note in CONVERSATION)
+    fig.set_label(
+        f"One conversation, from left to right. {turns}. An arrow leads the reward from the retry back to the reflection."
+    )
     return fig
 
 # %% ../../nbs/reporting/method.ipynb #d1caabf4
@@ -77,6 +81,15 @@ def _shade(ax: Axes, tokens: Sequence[str], values: Sequence[float], y: float, m
         ax.add_patch(Rectangle((x, y - 0.36), width, 0.72, fc=face, ec="#bbbbbb", lw=0.4, hatch=hatch))
         ax.text(x + width / 2, y, text, ha="center", va="center", fontsize=6.5, family="monospace")
         x += width
+
+# %% ../../nbs/reporting/method.ipynb #4ddabc08
+def _group_words(rows: Sequence[Mapping[str, Any]], values: Sequence[Sequence[float]], by: str) -> str:
+    "What the picture of a group shows: each reflection with its reward and the sum of the numbers of its tokens."
+    said = [
+        f"reward {r['reward']:.0f}, {sum(v):+.1f}: {''.join(r['tokens']).strip()[:36]}" for r, v in zip(rows, values, strict=True)
+    ]
+    shaded = f"Each token is shaded by its {by.replace('_', ' ').replace('logprob', 'log-probability')}; sums over the tokens"
+    return f"{len(rows)} reflections on one failure, a row each, with reward and retry. {shaded}. {'; '.join(said)}"
 
 # %% ../../nbs/reporting/method.ipynb #e771b0bc
 def plot_group(
@@ -98,6 +111,7 @@ def plot_group(
         ax.text(x, len(rows) - 0.1, name, ha=where, fontsize=8, weight="bold")
     ax.set(xlim=(-1.2, 16.2), ylim=(-0.6, len(rows) + 0.5))
     ax.axis("off")
+    fig.set_label(_group_words(rows, values, by))
     return fig
 
 # %% ../../nbs/reporting/method.ipynb #4dc12928

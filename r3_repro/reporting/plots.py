@@ -19,6 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from r3_repro.arms import ARMS, VANILLA, ArmStyle
+from r3_repro.reporting.alt_text import describe_figure
 from r3_repro.utils.files import atomic
 
 # %% ../../nbs/reporting/plots.ipynb #ade2c3a8
@@ -62,6 +63,16 @@ STYLE = {
 "Settings of matplotlib for every figure."
 
 # %% ../../nbs/reporting/plots.ipynb #c2fdbc7b
+def _picture(fig: Figure) -> tuple[str, dict[str, str]] | None:
+    "A figure as PNG in base64, and what it shows in words; None for an empty one."
+    from IPython.core.pylabtools import print_figure
+
+    if (png := print_figure(fig, "png", base64=True)) is None:
+        return None
+    with mpl.rc_context({"svg.fonttype": "path"}):
+        return png, {"alt": str(fig.get_label() or "") or describe_figure(print_figure(fig, "svg"))}
+
+
 def draw_in_notebooks() -> bool:
     "Let IPython, if this runs in it, show figures as pictures, unless it does already; returns whether it shows them now."
     ipython = sys.modules.get("IPython")
@@ -69,9 +80,7 @@ def draw_in_notebooks() -> bool:
     if shell is None:
         return False
     if not any(Figure in f for f in shell.display_formatter.formatters.values()):
-        from IPython.core.pylabtools import select_figure_formats
-
-        select_figure_formats(shell, {"png"})
+        shell.display_formatter.formatters["image/png"].for_type(Figure, _picture)
     return True
 
 

@@ -20,6 +20,7 @@ import pandas as pd
 from IPython.display import Image, Markdown, display
 from tqdm import tqdm
 
+from r3_repro.reporting.alt_text import stored_alt
 from r3_repro.utils.files import atomic
 
 
@@ -181,4 +182,4 @@ def show(
         elif name.endswith(".md"):
             display(Markdown(file.read_text(encoding="utf-8")))
         else:
-            display(Image(file.read_bytes()))
+            display(Image(file.read_bytes(), alt=stored_alt(file)))

@@ -23,7 +23,8 @@ from r3_repro.analysis.protocol import ANNOUNCED, REFUTED, SUPPORTED, TENFOLD, U
 from r3_repro.analysis.reflection_form import collapse_sentences, read_form
 from r3_repro.analysis.verdicts import NOT_STUDIED
 from r3_repro.config import find_home
-from r3_repro.reporting.tables import show_interval, show_points, signed
+from r3_repro.reporting.alt_text import stored_alt
+from r3_repro.reporting.tables import markdown_escape, show_interval, show_points, signed
 from r3_repro.runs.layout import root_folder
 
 # %% ../../nbs/workflow/front_page.ipynb #74d3da35
@@ -292,8 +293,10 @@ def collapsed() -> Markdown:
 # %% ../../nbs/workflow/front_page.ipynb #7fc41e57
 def overview() -> Markdown:
     "The picture of the front page."
-    alt = "First try and two tries of every arm on both tasks, dots with 95% intervals; the numbers are in the tables below"
-    return Markdown(f"![{alt}]({from_nbs(study_folder() / 'figures/overview.png')})")
+    file = study_folder() / "figures/overview.png"
+    return Markdown(
+        f"![First try and two tries of every arm on both tasks. {markdown_escape(stored_alt(file))}]({from_nbs(file)})"
+    )
 
 # %% ../../nbs/workflow/front_page.ipynb #97fe73f3
 def task_figures() -> Markdown:
@@ -304,7 +307,7 @@ def task_figures() -> Markdown:
         models = study_folder() / f"figures/models_{task}.png"
         pictures = [(models, "Two tries of every base before and after training")] if models.is_file() else []
         pictures += [(f / "figures/accuracy.png", f"Every arm on {f.name}") for f in base_folders(task)[:1]]
-        parts += [f"![{alt}]({from_nbs(file)})" for file, alt in pictures]
+        parts += [f"![{alt}. {markdown_escape(stored_alt(file))}]({from_nbs(file)})" for file, alt in pictures]
     return Markdown("\n\n".join(parts))
 
 # %% ../../nbs/workflow/front_page.ipynb #fd896088

@@ -13,10 +13,12 @@ import nbformat
 import pytest
 from support import NOTEBOOKS, REPOSITORY, patience
 
+from r3_repro import __version__
+
 new = nbformat.v4
 PACKAGES = ["settings, data, arms", "tasks", "mining", "training", "evaluation", "engines", "runs", "planning", "analysis"]
 PACKAGES += ["reporting", "utils", "workflow"]
-CAPTIONS = ["Start", "Chapters", "Guides", "Details", *(f"Library: {p}" for p in PACKAGES), "Reference"]
+CAPTIONS = ["Start", "Chapters", "Guides", "Details", "Reference", *(f"Library: {p}" for p in PACKAGES)]
 
 
 def build(source: Path, out: Path) -> subprocess.CompletedProcess:
@@ -27,18 +29,21 @@ def build(source: Path, out: Path) -> subprocess.CompletedProcess:
 
 
 class Page(HTMLParser):
-    "What a page links to, what it loads, and its anchors."
+    "What a page links to, what it loads, its anchors, and the words for its pictures."
 
     def __init__(self, file: Path):
         super().__init__()
         self.links: list[str] = []
         self.loads: list[str] = []
         self.anchors: set[str] = set()
+        self.pictures: list[tuple[str, str]] = []
         self.feed(file.read_text("utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
         self.anchors |= {value for key in ("id", "name") if (value := found.get(key))}
+        if tag == "img":
+            self.pictures.append((found.get("src") or "", found.get("alt") or ""))
         if tag == "a" and (link := found.get("href")):
             self.links.append(link)
         elif load := found.get("src") or (found.get("href") if tag == "link" else None):
@@ -86,6 +91,24 @@ def test_the_side_bar_groups_the_notebooks_by_package(site: Path) -> None:
         assert f'href="{link}"' in side, notebook
 
 
+def test_the_side_bar_leads_to_what_is_made_from_no_notebook(site: Path) -> None:
+    side = (site / "guides/metrics.html").read_text("utf-8").partition('class="sidebar-tree"')[2].partition("</aside>")[0]
+    start, reference = (side.partition(f'caption-text">{c}<')[2].partition("</ul>")[0] for c in ("Start", "Reference"))
+    assert (
+        'href="../episodes.html"' in start and 'href="../modules.html"' in reference and 'href="../files/tests.html"' in reference
+    )
+
+
+def test_the_site_says_what_it_was_built_from(site: Path) -> None:
+    "On every page, with a link to where older ones are kept."
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, encoding="utf-8").stdout[:10]
+    for page in ("index", "03_train", "files/CHANGELOG.md", "modules"):
+        line = re.search(r'<a class="r3-version" href="([^"]+)">([^<]+)', (site / f"{page}.html").read_text("utf-8"))
+        assert line and line[2].startswith(f"{__version__}, commit {commit or 'unknown'}"), page
+    changes = (site / "files/CHANGELOG.md.html").read_text("utf-8")
+    assert "<code>versions/TAG</code>" in changes and "site.zip" in changes
+
+
 def test_pages_show_no_directives_and_no_place_on_this_machine(site: Path) -> None:
     for notebook in NOTEBOOKS:
         page = page_of(site, notebook).read_text("utf-8")
@@ -107,6 +130,23 @@ def test_every_link_leads_to_a_page_and_its_anchor(site: Path, pages: dict[Path,
             if not to.is_file() or (fragment and to in pages and unquote(fragment) not in pages[to].anchors):
                 dead.append((str(file.relative_to(site)), link))
     assert not dead and checked > 1000, dead[:20]
+
+
+def says_nothing(source: str, alt: str) -> bool:
+    "Whether the words for a picture are missing, a name of a file, or fit any picture."
+    of_file = Path(source).stem.lower() in alt.lower() or re.search(r"\.(png|svg|jpe?g)\b|<Figure|IPython", alt)
+    return bool(of_file) or len(re.findall(r"[a-z]{2,}", alt)) < 4
+
+
+def test_every_picture_is_told_in_words(pages: dict[Path, Page]) -> None:
+    wrong = [(file.name, *picture) for file, page in pages.items() for picture in page.pictures if says_nothing(*picture)]
+    assert wrong == [] and sum(len(page.pictures) for page in pages.values()) > 50
+
+
+def test_empty_words_for_a_picture_are_noticed() -> None:
+    for alt in ("", "figure", "_images/0f3a.png", "<Figure size 900x440 with 6 Axes>", "accuracy of arms in a figure"):
+        assert says_nothing("_images/accuracy.png", alt), alt
+    assert not says_nothing("_images/0f3a.png", "problems solved (%) from 0 to 30: vanilla, r3; marked: 18.1, 19.8")
 
 
 def test_pages_ask_no_other_host_but_for_formulas(site: Path, pages: dict[Path, Page]) -> None:

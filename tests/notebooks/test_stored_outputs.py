@@ -46,6 +46,18 @@ def test_outputs_are_stored_and_steady(notebook: Path) -> None:
             assert not MACHINE.search(text), MACHINE.search(text)
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=names)
+def test_every_picture_says_what_it_shows(notebook: Path) -> None:
+    "In the place where Jupyter keeps it; test_site.py looks at the words."
+    shown = [
+        o
+        for c in run_notebooks.nbformat.read(notebook, 4).cells
+        for o in c.get("outputs", [])
+        if "image/png" in o.get("data", {})
+    ]
+    assert all(o.metadata.get("image/png", {}).get("alt") for o in shown), "run `make notebooks` and commit what it changes"
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=names)
 def test_a_chapter_shows_pictures_and_tables(chapter: Path) -> None:
     assert outputs(chapter, "image/png"), "run `make notebooks` and commit what it changes"
