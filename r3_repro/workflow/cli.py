@@ -111,13 +111,17 @@ def _browse(
     arms: Annotated[str, typer.Option(metavar="'vanilla r3'", help="[all]")] = "",
     modes: Annotated[str, typer.Option(metavar="'greedy'", help="[all]")] = "",
     seeds: Annotated[str, typer.Option(metavar="'0 1'", help="of the trained arms [all]")] = "",
+    shades: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="tables of `r3-repro shades` that are not beside the episodes")
+    ] = None,
 ) -> None:
     "Write a page to filter, search and read episodes in, and to see two arms side by side."
     from r3_repro.analysis.browser import write_page
 
-    chosen = {"arms": _words(arms), "modes": _words(modes), "seeds": _seeds(seeds) if seeds else ()}
+    chosen: dict[str, Any] = {"arms": _words(arms), "modes": _words(modes), "seeds": _seeds(seeds) if seeds else ()}
+    chosen |= {"limit": limit, "shades": [user_path(s) for s in shades or []]}
     with exit_on_user_error():
-        typer.echo(write_page([user_path(s) for s in sources], user_path(out), title, limit=limit, **chosen))
+        typer.echo(write_page([user_path(s) for s in sources], user_path(out), title, **chosen))
 
 # %% ../../nbs/workflow/cli.ipynb #512d33c8
 _reports = typer.Typer(help="Replication reports: one file each, made from a published study, and checked.", no_args_is_help=True)

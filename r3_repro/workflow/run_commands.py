@@ -202,6 +202,17 @@ def _gate(
 
     return str(gate(run, problems, user_path(out) if out else None))
 
+# %% ../../nbs/workflow/run_commands.ipynb #299b4450
+@run_command("shades", "evaluate")
+def _shades(
+    run: Run,
+    reflections: Annotated[int, typer.Option(min=1, help="at most so many, of problems drawn by chance")] = 1000,
+) -> str:
+    "Store what training did to the log-probability of each token of a run's reflections: `browse` colours them by it."
+    from r3_repro.evaluation.shades import make_shades, shades_summary_line
+
+    return shades_summary_line(run, make_shades(run, reflections))
+
 # %% ../../nbs/workflow/run_commands.ipynb #b9a7be72
 @run_command("forgetting", "forgetting")
 def _forgetting(

@@ -113,7 +113,7 @@ PUBLISHED_FILES = (
     "*/training/*/manifest.json", "*/training/*/log.jsonl", "*/training/*/samples.jsonl",
     "*/episodes/*.parquet", "*/episodes/*.manifest.json",
     "*/controls/*.parquet", "*/controls/*.manifest.json",
-    "*/learning_curve/*.parquet", "*/learning_curve/*.manifest.json",
+    "*/learning_curve/*.parquet", "*/learning_curve/*.manifest.json", "*/shades/*.parquet", "*/shades/*.manifest.json",
     "*/transfer/*.parquet", "*/transfer/*.manifest.json", "*/forgetting/*.json",
 )  # fmt: skip
 "Patterns of the files that are published, relative to the folder of a task."

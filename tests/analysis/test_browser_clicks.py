@@ -37,7 +37,9 @@ def episodes() -> pd.DataFrame:
     e.loc[e.reflection.notna() & e.problem_id.isin({f"toy-{i:05}" for i in range(0, 60, 4)}), "reflection"] = "use each number"
     pieces = [[f"{w} " for w in r.split()] if isinstance(r, str) else None for r in e.reflection]
     e["reflection_pieces"], e["reflection_shades"] = pieces, [p and [1.0, -0.5, *[0.0] * (len(p) - 2)] for p in pieces]
-    return browsed_episodes([e])[0]
+    e.loc[(e.arm == "r3") & (e.seed == 1), ["reflection_pieces", "reflection_shades"]] = None
+    e = browsed_episodes([e])[0]
+    return e.assign(shaded=["yes" if p else "no" for p in e.reflection_pieces])
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,26 @@ def test_filters_join(page: Chromium, episodes: pd.DataFrame) -> None:
     left = left[left.reflection_tokens.between(4, 6)]
     found(page, len(left))
     assert 0 < len(left) < 30
+
+
+def test_shaded_reflections_are_found(page: Chromium, episodes: pd.DataFrame) -> None:
+    for answer, hint in (
+        ("yes", []),
+        ("no", ["Only reflections with stored shades are coloured: filter by Shaded to find them."]),
+    ):
+        page.choose("#by-arm", "r3 ")
+        page.choose("#by-seed", "0 " if answer == "yes" else "1 ")
+        page.choose("#by-shaded", f"{answer} ")
+        page.choose("#by-outcome", "repaired ")
+        found(page, int(((episodes.outcome == "repaired") & (episodes.arm == "r3") & (episodes.seed == (answer == "no"))).sum()))
+        page.click("#episodes tbody tr")
+        page.wait(f"{DIALOG}.open")
+        page.choose("#beside", "nothing")
+        assert said(page, "#content > .hint") == hint and bool(said(page, ".up")) == (answer == "yes")
+        legend = "What training added to the log-probability of each token, full colour at ±1"
+        assert (answer == "no") or any(legend in text for text in said(page, ".reflection .hint"))
+        page.click("#close")
+        page.click("button[type=reset]")
 
 
 def test_columns_sort_and_pages_turn(page: Chromium, episodes: pd.DataFrame) -> None:

@@ -3,7 +3,7 @@
 
 const FACETS = {
   task: "Task", model: "Model", arm: "Arm", seed: "Seed", mode: "Mode", draw: "Draw", outcome: "Outcome",
-  attempt_error: "Error of the attempt", retry_error: "Error of the retry", variety: "Kind of reflection",
+  attempt_error: "Error of the attempt", retry_error: "Error of the retry", variety: "Kind of reflection", shaded: "Shaded",
 };
 const SEARCHED = ["label", "problem_id", "attempt", "reflection", "retry"];
 const KEY = ["task", "model", "arm", "seed", "mode", "draw", "problem_id"];
@@ -304,8 +304,9 @@ function show(i) {
   const name = short(`problem ${get("problem_id", i)}`, 80);
   const question = turn("user", "Question", get("prompt", i) || null, { facts: [name], limit: 1200 });
   const both = make("div", { className: sides.length > 1 ? "sides two" : "sides" }, ...sides.map(talk));
-  const missing = `${data.shade} is not stored for these episodes, so reflections are not shaded.`;
-  const note = data.pieces ? [] : [hint(missing)];
+  const missing = "What training did to each token is not stored here, so reflections are not shaded: r3-repro shades stores it.";
+  const apart = "Only reflections with stored shades are coloured: filter by Shaded to find them.";
+  const note = sides.some((s) => data.pieces?.[s]) ? [] : [hint(data.pieces ? apart : missing)];
   $("content").replaceChildren(make("section", { className: "question" }, make("h3", {}, "Problem"), question), both, ...note);
   $("before").disabled = at < 1;
   $("after").disabled = at < 0 || at + 1 >= list.length;
