@@ -255,7 +255,8 @@ def write_browser(app: Sphinx, exception: Exception | None) -> None:
         from r3_repro.analysis.browser import write_page
 
         out = Path(app.outdir) / "episodes.html"
-        write_page(sorted(study.glob("*/tiny-*")), out, "Episodes of the tiny study", arms=SHOWN_ARMS, seeds=[0], limit=12_000)
+        choice = {"arms": SHOWN_ARMS, "seeds": [0], "limit": 12_000, "shades": sorted(HOME.glob("results/shades/**/*.parquet"))}
+        write_page(sorted(study.glob("*/tiny-*")), out, "Episodes of the tiny study", **choice)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -1,5 +1,8 @@
 """The docs site builds without a warning, and every link of it leads somewhere."""
 
+import base64
+import gzip
+import json
 import os
 import re
 import subprocess
@@ -172,6 +175,19 @@ def test_a_table_of_the_results_is_a_page(site: Path) -> None:
 def test_a_folder_is_a_list_of_its_files(site: Path) -> None:
     page = (site / "files/tests.html").read_text("utf-8")
     assert '<a href="tests/docs/test_site.py.html"><code>docs/test_site.py</code></a>' in page
+
+
+def test_the_page_of_reflections_is_shaded(site: Path) -> None:
+    "With the shades in results/, which are of the committed episodes: others would have been refused."
+    packed = re.search(r'id="data">([^<]*)<', (site / "episodes.html").read_text("utf-8"))
+    assert packed
+    data = json.loads(gzip.decompress(base64.b64decode(packed[1])))
+    arms, shaded = data["columns"]["arm"], data["columns"]["shaded"]
+    assert {arms["values"][c] for c, pieces in zip(arms["codes"], data["pieces"], strict=True) if pieces} == {"r3"}
+    assert sum(map(bool, data["pieces"])) > 500 and set(shaded["values"]) == {"yes", "no"}
+    stored = sorted((REPOSITORY / "results/shades").rglob("*.parquet"))
+    assert len(stored) == 4 and sum(f.stat().st_size for f in stored) < 300_000
+    assert all(f.with_suffix(".manifest.json").is_file() for f in stored)
 
 
 def test_modules_page_names_what_is_exported(site: Path) -> None:
