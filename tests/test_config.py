@@ -324,7 +324,7 @@ def test_the_settings_that_are_checked_are_all(own_folder: Path) -> None:
     assert len(NUMBERS) > 40 and len(SHARES) > 20 and set(SEEDS) == {"data_seed", "eval_seed"} and "retry_turn" in NEEDED
 
 
-@pytest.mark.parametrize("key", [k for k in FIELDS if k in load_profile("tiny", REPOSITORY / "settings.ini").flat()])
+@pytest.mark.parametrize("key", sorted(FIELDS.keys() & load_profile("tiny", REPOSITORY / "settings.ini").flat().keys()))
 def test_an_empty_value_is_refused_unless_it_means_something(own_folder: Path, key: str) -> None:
     may_be_empty = {"controls", "servers", "revision", "vllm_server_base_url"} | {
         k for k, f in Profile.model_fields.items() if f.default in ("", ())

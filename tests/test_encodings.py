@@ -136,7 +136,7 @@ def test_settings_rows_and_output_are_the_same_elsewhere(elsewhere: dict[str, st
     assert json.loads((tmp_path / "out.json").read_text("utf-8")) == {"→": "Köln"}
 
 
-@pytest.mark.parametrize("asked", [["--help"], ["train", "--help"], ["plan", "--profile", "smoke"]])
+@pytest.mark.parametrize("asked", [["--help"], ["train", "--help"], ["plan", "--profile", "paper"]])
 def test_commands_print_elsewhere(elsewhere: dict[str, str], asked: list[str]) -> None:
     command = [sys.executable, "-m", "r3_repro", *asked]
     done = subprocess.run(command, env=elsewhere, cwd=REPOSITORY, capture_output=True, timeout=patience(60))

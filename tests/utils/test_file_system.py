@@ -1,9 +1,10 @@
 "Faults of the file system: one line that names the folder and what chooses it, exit code 2, and no traceback."
 
 import errno
+import multiprocessing
 import os
-import subprocess
-import sys
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,23 +61,26 @@ def test_a_file_in_the_place_of_a_folder(
     )
 
 
+def write_within(size: int, writer: str, path: Path) -> None:
+    "Write where no file may become larger: the kernel enforces it as it does the end of a disk."
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    with exit_on_user_error():
+        WRITERS[writer](path)
+
+
 @pytest.mark.parametrize("writer", [w for w in WRITERS if w != "locked"])  # a process number always fits
-def test_no_room_for_a_file(writer: str, tmp_path: Path) -> None:
-    "For real, by the limit for files that the kernel enforces as it does the end of a disk."
-    code = f"""
-import resource, signal, sys
-from pathlib import Path
-sys.path[:0] = {sys.path!r} + [{str(Path(__file__).parent)!r}]
-from test_file_system import WRITERS, exit_on_user_error
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-with exit_on_user_error():
-    WRITERS[{writer!r}](Path({str(tmp_path)!r}, "there", "x"))
-"""
-    env = os.environ | {"R3_ROOT": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, encoding="utf-8", timeout=patience(120))
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    (line,) = done.stderr.splitlines()
+def test_no_room_for_a_file(
+    writer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    "For real, in a forked process."
+    monkeypatch.setenv("R3_ROOT", str(tmp_path))
+    process = multiprocessing.get_context("fork").Process(target=write_within, args=(20_000, writer, tmp_path / "there" / "x"))
+    process.start()
+    process.join(patience(120))
+    said = capfd.readouterr().err
+    assert process.exitcode == 2 and "Traceback" not in said
+    (line,) = said.splitlines()
     assert f"{tmp_path}/there" in line and "files may not become that large" in line and "R3_ROOT" in line
     assert not [f for f in (tmp_path / "there").rglob("*") if f.is_file()], "nothing half written is left"
 

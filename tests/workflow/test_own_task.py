@@ -55,11 +55,9 @@ def test_a_notebook_and_its_stage_take_relative_paths(tmp_path: Path) -> None:
     own += "sizes = 3\nlow = 1\nhigh = 100\ntarget_low = 1\ntarget_high = 200\n"
     (tmp_path / "own.ini").write_text(own, "utf-8")
     env = environment(tmp_path, R3_SETTINGS="own.ini", R3_ROOT="tree")
-    for more in ([], ["-p", "task", "sorting:TASK"], ["-p", "root", "other"]):
+    for more in ([], ["-p", "task", "sorting:TASK", "-p", "root", "other"]):
         args = [str(REPOSITORY / "nbs/01_datasets.ipynb"), "out.ipynb", "-p", "profile", "mine", *more]
         done = command("papermill", *args, cwd=tmp_path, env=env)
         assert done.returncode == 0, done.stderr[-2000:]
     made = sorted(str(f.relative_to(tmp_path)) for f in tmp_path.glob("*/mine/*/dataset/train.parquet"))
-    assert made == [
-        f"{root}/dataset/train.parquet" for root in ("other/mine/countdown", "tree/mine/countdown", "tree/mine/sorting.TASK")
-    ]
+    assert made == [f"{root}/dataset/train.parquet" for root in ("other/mine/sorting.TASK", "tree/mine/countdown")]
