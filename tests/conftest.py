@@ -1,20 +1,29 @@
 """The order of the files, and what several of them use."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import shared_python
 
 FIRST = [
+    "library",
     "pipeline",
     "resume",
-    "doctor",
-    "library",
-    "site",
-    "wheel",
     "two_processes",
+    "site",
+    "kept_weights",
+    "doctor",
+    "wheel",
+    "benchmark_files",
+    "own_task",
+    "token_budget",
+    "encodings",
     "results",
     "attempts",
     "servers",
+    "sharding",
     "benchmarks",
     "controls",
 ]
@@ -30,6 +39,14 @@ def place(item: pytest.Item) -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    "Variables with which stages and drivers start as forks of one interpreter, the same for all processes of `make test`."
+    folder = tmp_path_factory.getbasetemp()
+    with shared_python(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) as env:
+        yield env
 
 
 @pytest.fixture

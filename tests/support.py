@@ -1,12 +1,15 @@
 """What tests in several folders share."""
 
 import contextlib
+import fcntl
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in (REPOSITORY / "nbs").rglob("*.ipynb") if not any(x.startswith(".") for x in p.parts))
@@ -39,6 +42,17 @@ STAGES = ["r3_repro.training.train", "r3_repro.mining.failures", "r3_repro.evalu
 STAGES += ["r3_repro.evaluation.benchmarks", "r3_repro.engines.hf", "r3_repro.workflow.pipeline"]
 STAGES += ["accelerate.commands.launch", "transformers.models.llama.modeling_llama"]
 "What stages and their launcher import."
+SHARED = [*STAGES, "lm_eval.models.huggingface", "nbdev.test", "r3_repro.analysis.results", "r3_repro.workflow.doctor"]
+SHARED += ["r3_repro.engines.server", "r3_repro.workflow.local_models", "torch.distributed.run"]
+"And what else is imported by the programs of tests."
+
+
+def warm_environment(address: str, python: str = sys.executable) -> dict[str, str]:
+    "Variables with which programs that warm/sitecustomize.py knows start as forks of a server of this Python."
+    path = [str(REPOSITORY / "tests/warm"), os.environ.get("PYTHONPATH") if python == sys.executable else None]
+    own = {"PYTHONPATH": os.pathsep.join(filter(None, path)), "WARM_SERVER": address, "WARM_PREFIX": str(Path(python).parents[1])}
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return os.environ | offline | {"OMP_NUM_THREADS": "1"} | own
 
 
 @contextlib.contextmanager
@@ -46,10 +60,26 @@ def warm_python(folder: Path, python: str = sys.executable, modules: list[str] =
     """Variables with which stages start as forks of one process that has imported these modules: warm/server.py.
 
     An interpreter that imports them takes ten seconds of a processor, longer than most trainings of tests."""
-    here, address = REPOSITORY / "tests/warm", str(folder / "warm")
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("R3_", "PYTHON"))}
-    env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    address = str(folder / "warm")
+    warm = warm_environment(address, python)
+    env = {k: v for k, v in warm.items() if k == "PYTHONPATH" or not k.startswith(("R3_", "PYTHON", "WARM_"))}
     how: dict[str, Any] = {"env": env, "cwd": folder, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([python, str(here / "server.py"), address, *modules], **how) as server:
+    with subprocess.Popen([python, str(REPOSITORY / "tests/warm/server.py"), address, *modules], **how) as server:
         assert server.stdout and server.stdout.readline() == b"ready\n"
-        yield os.environ | env | {"PYTHONPATH": str(here), "WARM_SERVER": address, "WARM_PREFIX": str(Path(python).parents[1])}
+        yield warm
+
+
+@contextlib.contextmanager
+def shared_python(folder: Path, modules: list[str] = SHARED) -> Iterator[dict[str, str]]:
+    "`warm_python` for all processes of a test run: the first that needs it starts it, and ends it when no other needs it."
+    with contextlib.ExitStack() as own, open(folder / "warm.users", "a", encoding="utf-8") as users:
+        with FileLock(folder / "warm.lock"):
+            if first := not (folder / "warm").exists():
+                own.enter_context(warm_python(folder, modules=modules))
+            fcntl.flock(users, fcntl.LOCK_SH)
+        yield warm_environment(str(folder / "warm"))
+        if first:
+            with FileLock(folder / "warm.lock"):
+                fcntl.flock(users, fcntl.LOCK_EX)
+                own.close()
+                (folder / "warm").unlink()

@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from support import patience, warm_python
+from support import patience, shared_python, warm_python
 
 SAYS = """
 import json, os, sys
@@ -35,8 +36,9 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 def script(folder: Path, source: str) -> list[str]:
     "A command line of which sitecustomize.py takes care."
-    (folder / "two_processes.py").write_text(source, "utf-8")
-    return [sys.executable, "-u", str(folder / "two_processes.py")]
+    (folder / "tests").mkdir()
+    (folder / "tests/program.py").write_text(source, "utf-8")
+    return [sys.executable, "-u", str(folder / "tests/program.py")]
 
 
 def test_a_program_has_its_clients_surroundings(warm: dict[str, str], tmp_path: Path) -> None:
@@ -73,3 +75,17 @@ def test_signals_reach_both(number: int, code: int, hit: str, warm: dict[str, st
     while program.is_running() and time.monotonic() < until:
         time.sleep(0.01)
     assert not program.is_running()
+
+
+def test_a_run_of_tests_has_one_server_and_whoever_started_it_waits_for_the_others(tmp_path: Path) -> None:
+    line = script(tmp_path, "import os; print(os.getppid())")
+    starter, other = (shared_python(tmp_path, ["sqlite3"]) for _ in range(2))
+    asked = [subprocess.run(line, env=one.__enter__(), capture_output=True, encoding="utf-8") for one in (starter, other)]
+    (server,) = {int(done.stdout) for done in asked}
+    leaves = threading.Thread(target=starter.__exit__, args=(None, None, None))
+    leaves.start()
+    leaves.join(0.5)
+    assert leaves.is_alive() and psutil.pid_exists(server)
+    other.__exit__(None, None, None)
+    leaves.join(patience(20))
+    assert not leaves.is_alive() and not psutil.pid_exists(server)

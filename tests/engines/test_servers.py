@@ -1,7 +1,6 @@
 """Servers that answer, are slow, lie, refuse and die: for real, over loopback."""
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -699,27 +698,13 @@ def test_closing_drops_what_is_pending_and_ends_the_thread(serve: Any, connect: 
         engine.submit(Request("x", PROMPTS[0], SHORT))
 
 
-def test_the_interpreter_ends_with_requests_under_way(serve: Any) -> None:
+def test_the_interpreter_ends_with_requests_under_way(serve: Any, warm: dict[str, str]) -> None:
     server = serve(tells_ids=False)
-    code = f"""
-import time
-from r3_repro.engines.base import Request, SamplingParams
-from r3_repro.engines.server import open_servers
-engine = open_servers(({server.url!r},), {PATH!r})
-engine.submit(Request(0, [1, 12], SamplingParams(16)))
-time.sleep(0.3)
-print("waiting", engine.pending)
-"""
     server.refuse, server.slow = {12: "slow"}, patience(3)
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=patience(120), env=dict(os.environ)
-    )
-    assert (done.returncode, done.stdout, "Traceback" in done.stderr, "Task was destroyed" in done.stderr) == (
-        0,
-        "waiting 1\n",
-        False,
-        False,
-    )
+    line = [sys.executable, str(Path(__file__).with_name("ending_interpreter.py")), server.url, PATH]
+    done = subprocess.run(line, capture_output=True, encoding="utf-8", timeout=patience(120), env=warm)
+    assert (done.returncode, done.stdout) == (0, "waiting 1\n"), done.stderr
+    assert "Traceback" not in done.stderr and "Task was destroyed" not in done.stderr
 
 
 def test_the_answers_of_these_tests_differ() -> None:

@@ -1,11 +1,10 @@
-"""Run nbdev-test on parts of the library, each in a forked child of this process, so that the imports are paid once.
+"""Run nbdev-test on parts of the library, each in a forked child of this process, which is one of warm/server.py in the tests.
 
     python tests/notebooks/nbdev_parts.py FOLDER_OR_NOTEBOOK ...
 
 Prints one JSON object for each: what was given, the exit code, and what nbdev-test said.
 """
 
-import importlib
 import json
 import os
 import sys
@@ -13,8 +12,6 @@ import tempfile
 import traceback
 
 from nbdev.test import nbdev_test
-
-IMPORTED = ["r3_repro.workflow.pipeline", "r3_repro.training.train", "r3_repro.engines.hf", "r3_repro.analysis.results"]
 
 
 def test_in_child(path: str) -> tuple[int, str]:
@@ -40,8 +37,6 @@ def test_in_child(path: str) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    for module in IMPORTED:
-        importlib.import_module(module)
     for path in sys.argv[1:]:
         code, text = test_in_child(path)
         print(json.dumps({"path": path, "code": code, "said": text}), flush=True)

@@ -1,4 +1,4 @@
-"""Every library notebook runs under nbdev-test, a folder in a process; these are forked from one that has imported everything."""
+"""Every library notebook runs under nbdev-test, a folder in a process; these, and stages, are forked from `warm`."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from support import CHAPTERS, NOTEBOOKS, REPOSITORY, environment, patience
+from support import CHAPTERS, NOTEBOOKS, REPOSITORY, patience
 
 pytestmark = pytest.mark.slow
 
@@ -20,14 +20,14 @@ PARTS = sorted(
 
 
 @pytest.fixture(scope="module")
-def tested(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def tested(warm: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     "What nbdev-test said of each part, and of a notebook that fails."
     folder = tmp_path_factory.mktemp("library")
     bad = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert 1 + 1 == 3")])
     nbformat.write(bad, folder / "bad.ipynb")
     program = [sys.executable, str(Path(__file__).with_name("nbdev_parts.py"))]
     command = [*program, str(folder / "bad.ipynb"), *(f"nbs/{part}" for part in PARTS)]
-    env = environment(folder, OMP_NUM_THREADS="1")
+    env = warm | {"R3_ROOT": str(folder), "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, encoding="utf-8", timeout=patience(1200))
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return {Path(row["path"]).name: row for row in map(json.loads, done.stdout.splitlines())}

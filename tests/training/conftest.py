@@ -4,14 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from support import warm_python
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    "Variables with which processes start as forks of one that has imported everything."
-    with warm_python(tmp_path_factory.mktemp("warm")) as env:
-        yield env
 
 
 @pytest.fixture(scope="module")

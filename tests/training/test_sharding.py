@@ -4,7 +4,6 @@ Nothing here says how fast or how large the same is on GPUs over NCCL.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,6 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.testing import assert_close
 
-from r3_repro.config import find_home
 from r3_repro.planning.models import Shape, random_model
 
 pytestmark = pytest.mark.slow
@@ -32,15 +30,14 @@ LAYERS = 6
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied"])
-def folder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(request: Any, warm: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     "What two processes saw, of a model whose output layer is its own, or the embedding's."
     folder = tmp_path_factory.mktemp("sharded")
     torch.manual_seed(0)
     random_model(Shape("qwen2", LAYERS, 32, 4, 2, 8, 64, 100, request.param, 64)).save_pretrained(folder / "model")
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
     line += [str(Path(__file__).with_name("sharding_processes.py")), str(folder)]
-    env = os.environ | SHARDED | {"PYTHONPATH": str(find_home())}
-    done = subprocess.run(line, env=env, capture_output=True, encoding="utf-8", timeout=patience(120))
+    done = subprocess.run(line, env=warm | SHARDED, capture_output=True, encoding="utf-8", timeout=patience(120))
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return folder
 

@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 
-FORMS = r"(-u )?(-m (r3_repro|accelerate\.commands\.launch)|\S+/(kill_and_resume|two_processes)\.py)( |$)"
+FORMS = r"(-u )?(-m (r3_repro|accelerate\.commands\.launch|torch\.distributed\.run)|\S+/tests/\S+\.py)( |$)"
 
 
 def hand_over(address: str, argv: list[str]) -> None:

@@ -1,6 +1,5 @@
 """`r3-repro doctor`: three real steps here; what it finds wrong and leaves behind. With two processes: `make test-box`."""
 
-import contextlib
 import json
 import signal
 import socket
@@ -51,25 +50,13 @@ def test_three_steps_with_the_profiles_own_weights(tmp_path: Path, monkeypatch: 
     assert "step 3 (resumed)" in said and "0 problems" in said
 
 
-SLEEPS = """
-import sys
-from r3_repro.runs.layout import open_run
-from r3_repro.workflow import doctor, trial_steps
-trial_steps.stage_command = lambda *_: [sys.executable, "-c", "import time; time.sleep(600)", "train"]
-doctor.doctor(open_run("smoke", root=sys.argv[1]))
-"""
-
-
-def test_a_terminated_doctor_leaves_nothing(tmp_path: Path) -> None:
+def test_a_terminated_doctor_leaves_nothing(warm: dict[str, str], tmp_path: Path) -> None:
     "With a training that hangs."
-    line = [sys.executable, "-c", SLEEPS, str(tmp_path)]
-    process = subprocess.Popen(
-        line, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
-    )
+    line = [sys.executable, str(Path(__file__).with_name("hanging_doctor.py")), str(tmp_path)]
+    process = subprocess.Popen(line, env=warm, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
     ends, trained = time.monotonic() + patience(60), []
     while not trained and process.poll() is None and time.monotonic() < ends:
-        with contextlib.suppress(psutil.NoSuchProcess):  # a child that has just ended
-            trained = [c for c in psutil.Process(process.pid).children(recursive=True) if "train" in c.cmdline()]
+        trained = [c for c in psutil.process_iter(["cmdline"]) if ["train", str(tmp_path)] == (c.info["cmdline"] or [])[-2:]]
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=patience(60))

@@ -4,7 +4,6 @@ The tests convert a toy: a GGUF of 260 tokens and one layer, made here, in a pac
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -247,20 +246,12 @@ def test_weights_that_know_no_english_are_refused(toy: tuple[Path, Packaged], tm
         convert_smollm2(tmp_path / "Toy", toy[0], replace(toy[1], surprise=4.0))
 
 
-KILLED = """
-import json, os, signal, sys
-from pathlib import Path
-from r3_repro.workflow import local_models as lm
-
-lm.check_conversion = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-lm.convert_smollm2(Path(sys.argv[2]), Path(sys.argv[3]), lm.Packaged(**json.loads(sys.argv[1])))
-"""
-
-
-def test_a_killed_conversion_leaves_no_model_and_the_next_one_cleans_up(toy: tuple[Path, Packaged], tmp_path: Path) -> None:
-    out = tmp_path / "Toy"
-    line = [sys.executable, "-c", KILLED, json.dumps(vars(toy[1])), str(out), str(toy[0])]
-    done = subprocess.run(line, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, timeout=patience(60))
+def test_a_killed_conversion_leaves_no_model_and_the_next_one_cleans_up(
+    toy: tuple[Path, Packaged], warm: dict[str, str], tmp_path: Path
+) -> None:
+    out, program = tmp_path / "Toy", Path(__file__).with_name("killed_conversion.py")
+    line = [sys.executable, str(program), json.dumps(vars(toy[1])), str(out), str(toy[0])]
+    done = subprocess.run(line, env=warm, capture_output=True, timeout=patience(60))
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not out.exists() and ".Toy.part/model.safetensors" in there(tmp_path)
     convert_smollm2(out, *toy)
