@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -31,7 +30,6 @@ ROWS = {
 PARTS = {"mmlu_pro/test": 716, "gsm8k/train": 500, "hellaswag/validation": 1000, "math/test": 500}
 GRADED = all(importlib.util.find_spec(m) for m in ("math_verify", "antlr4"))
 TASKS = "MMLU-Pro GSM8K HellaSwag" + (" MATH" if GRADED else "")
-SMALL = DATA.parent / "models/SmolLM2-135M-Instruct"
 
 if not (DATA / "data/mmlu_pro").is_dir():
     pytest.skip(f"no real rows: R3_TEST_DATA names a folder with data/, not {DATA}", allow_module_level=True)
@@ -54,12 +52,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wide_model(tmp_path_factory.mktemp("model"))
 
 
-def wide_model(at: Path, seed: int = 0, context: int = 32768) -> Path:
-    "A random model with a context for thousands of bytes."
+def wide_model(at: Path, seed: int = 0, context: int = 32768, ends: int = 0) -> Path:
+    "A random model with a context for thousands of bytes; one in `ends` of them ends an answer, or none does."
     random_model(at, seed)
-    config = json.loads((at / "config.json").read_text("utf-8"))
+    config, generation = (json.loads((at / f).read_text("utf-8")) for f in ("config.json", "generation_config.json"))
     (at / "config.json").write_text(json.dumps(config | {"max_position_embeddings": context}), "utf-8")
+    stops = [2, *(range(5, config["vocab_size"], ends) if ends else ())]
+    (at / "generation_config.json").write_text(json.dumps(generation | {"eos_token_id": stops}), "utf-8")
     return at
+
+
+@pytest.fixture(scope="module")
+def brief(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A model whose answers are short: thousands of tokens take longer than all else."
+    return wide_model(tmp_path_factory.mktemp("brief"), ends=8)
 
 
 def settings(folder: Path, **more: Any) -> dict[str, Any]:
@@ -197,8 +203,8 @@ def test_a_sample_keeps_the_proportions_of_its_strata(folder: Path) -> None:
 # ── Runs ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_two_models_in_three_lines(folder: Path, model: Path, tmp_path: Path) -> None:
-    other = wide_model(tmp_path / "other", seed=5)
+def test_two_models_in_three_lines(folder: Path, brief: Path, tmp_path: Path) -> None:
+    model, other = brief, wide_model(tmp_path / "other", seed=5, ends=8)
     how = settings(folder)
     table = r3_repro.forgetting(model, other, root=tmp_path / "runs", **how)
     assert list(table["task"]) == TASKS.split() and (table["n"] == 3).all()
@@ -262,6 +268,7 @@ def plainly(model: Path, data: Path, at: Path, items: dict[str, list[int]]) -> d
 
 
 def same_numbers(model: Path, folder: Path, tmp_path: Path, names: str, limit: int) -> None:
+    "Also called by on_smol/test_smollm2_benchmark.py."
     how = settings(folder, forgetting_limit=limit, forgetting_tasks=names)
     run = open_run("paper", model=str(model), root=str(tmp_path), **how)
     suite = suite_of("paper", tuple(names.split()))
@@ -282,34 +289,11 @@ def test_the_numbers_are_lm_evals_own(folder: Path, model: Path, tmp_path: Path)
     same_numbers(model, folder, tmp_path, "GSM8K HellaSwag", 4)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not SMALL.is_dir(), reason=f"no pretrained model at {SMALL}")
-def test_the_numbers_of_a_pretrained_model_are_lm_evals_own(folder: Path, tmp_path: Path) -> None:
-    same_numbers(SMALL, folder, tmp_path, "HellaSwag", 4)
-
-
-KILLED = """
-import os, signal, sys
-from lm_eval.models.huggingface import HFLM
-from r3_repro.evaluation.benchmarks import run_benchmarks
-from r3_repro.runs.layout import open_run
-usual, left = HFLM._model_generate, [int(sys.argv[4])]
-def generate(self, *args, **kwargs):
-    if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    left[0] -= 1
-    print("batch", flush=True)
-    return usual(self, *args, **kwargs)
-HFLM._model_generate = generate
-run_benchmarks(open_run("paper", model=sys.argv[1], root=sys.argv[2], dtype="float32", benchmarks=sys.argv[3],
-    forgetting_limit=8, forgetting_batch=2, forgetting_tasks=("GSM8K",)))
-"""
-
-
-def test_a_kill_costs_the_running_batch(folder: Path, model: Path, tmp_path: Path) -> None:
+def test_a_kill_costs_the_running_batch(folder: Path, brief: Path, warm: dict[str, str], tmp_path: Path) -> None:
     def started(root: str, batches: int) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / root), str(folder), str(batches)]
-        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=patience(300), env=os.environ)
+        program = Path(__file__).with_name("killed_benchmark.py")
+        command = [sys.executable, str(program), str(brief), str(tmp_path / root), str(folder), str(batches)]
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=patience(300), env=warm)
 
     killed, resumed, whole = started("a", 3), started("a", 99), started("b", 99)
     assert killed.returncode == -signal.SIGKILL and resumed.returncode == whole.returncode == 0, resumed.stderr[-2000:]

