@@ -172,9 +172,15 @@ def from_files(app: Sphinx, path: Path, html: str) -> str:
     return re.sub(r'href="(?![a-z]+:|#)([^"#]+)(#[^"]*)?"', turned, html)
 
 
+def is_whole(app: Sphinx) -> bool:
+    "Whether this is the site of all notebooks: one of a few pages is made without tests and episodes."
+    return Path(app.srcdir) == HOME / "nbs"
+
+
 def file_pages(app: Sphinx) -> Iterator[Page]:
     "A page for every file and folder that a notebook, or such a file, links to, and for every test."
-    app.env.r3_files |= {HOME / "CHANGELOG.md", HOME / "tests", *(HOME / "tests").rglob("*.py")}
+    if is_whole(app):
+        app.env.r3_files |= {HOME / "CHANGELOG.md", HOME / "tests", *(HOME / "tests").rglob("*.py")}
     written = set[Path]()
     while left := sorted(app.env.r3_files - written):
         for path in left:
@@ -248,10 +254,25 @@ def name_landmarks(app: Sphinx, exception: Exception | None) -> None:
         file.write_text(named, "utf-8")
 
 
+def share_contents(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    "Make the side bar once a folder for pages of no document, which are not marked in it: it takes longer than the page."
+    if page in app.env.found_docs or "toctree" not in context:
+        return
+    make, folder, made = context["toctree"], page.rpartition("/")[0], vars(app).setdefault("r3_contents", {})
+
+    def toctree(**how: Any) -> str:
+        key = folder, *sorted(how.items())
+        if key not in made:
+            made[key] = make(**how)
+        return made[key]
+
+    context["toctree"] = toctree
+
+
 def write_browser(app: Sphinx, exception: Exception | None) -> None:
     "The committed episodes on one page, some seeds and arms of each base."
     study = HOME / "results/studies/tiny-study"
-    if exception is None and app.builder.format == "html" and study.is_dir():
+    if exception is None and app.builder.format == "html" and study.is_dir() and is_whole(app):
         from r3_repro.analysis.browser import write_page
 
         out = Path(app.outdir) / "episodes.html"
@@ -269,5 +290,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-collect-pages", module_page)
     app.connect("build-finished", name_landmarks)
     app.connect("build-finished", write_browser)
+    app.connect("html-page-context", share_contents, priority=100)  # before the theme
     app.connect("html-page-context", for_readers_of_all_kinds, priority=900)  # after the theme
     return {"parallel_read_safe": False, "parallel_write_safe": True}
