@@ -5,31 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from order import FIRST
 from support import shared_python
-
-FIRST = [
-    "library",
-    "pipeline",
-    "resume",
-    "two_processes",
-    "site",
-    "kept_weights",
-    "doctor",
-    "wheel",
-    "benchmark_files",
-    "own_task",
-    "token_budget",
-    "encodings",
-    "results",
-    "attempts",
-    "servers",
-    "sharding",
-    "benchmarks",
-    "controls",
-]
-"""The slow files first, by name without `test_`, in whatever folder they are. `make test` gives whole files to its processes, in
-the order in which they come, and a process gets its next file when two tests of its last one are left: a short file just before a
-long one would give both to the same."""
 
 
 def place(item: pytest.Item) -> int:

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from conftest import FIRST
+from order import FIRST
 
 FILES = [p.stem for p in Path(__file__).parent.rglob("test_*.py")]
 

@@ -25,7 +25,7 @@ from r3_repro.analysis.accuracy import means_over_seeds
 from r3_repro.analysis.loading import has_episodes, load_episodes
 from r3_repro.analysis.models import FOUR_COLUMNS, base_parameters, paper_row_of, show_size
 from r3_repro.analysis.paper import load_paper_table
-from r3_repro.analysis.protocol import REFUTED, SUPPORTED, UNDECIDED
+from r3_repro.analysis.protocol import ANNOUNCED, REFUTED, SUPPORTED, UNDECIDED
 from r3_repro.analysis.verdicts import NOT_STUDIED, Stored, decided, load_base, load_study, verdict_rows
 from r3_repro.analysis.watch import visible
 from r3_repro.profiles import CONTROLS
@@ -218,7 +218,8 @@ def missing_for_verdict(
         seeds = {arm: len(s) for arm, s in p.seeds.items()}
         if (n := seeds.get("r3", 0)) < LEAST_SEEDS:
             out.append(f"{few}r3 has {n} seed{'s' * (n != 1)}, {LEAST_SEEDS} are wanted: train more")
-        if (n := max(seeds.get(a, 0) for a in CONTROL_ARMS)) < LEAST_SEEDS:
+        announced = set(ANNOUNCED.seeds_of(p.model))  # the bases of rising size and ability are compared with one another
+        if announced & set(CONTROL_ARMS) and (n := max(seeds.get(a, 0) for a in CONTROL_ARMS)) < LEAST_SEEDS:
             out.append(f"{few}a control arm ({' or '.join(CONTROL_ARMS)}) has {n} seeds, {LEAST_SEEDS} are wanted: add --arms")
         if lacking := set(CONTROLS) - set((report.settings | p.settings).get("controls") or ()):
             out.append(f"{few}retries without the own reflection ({', '.join(sorted(lacking))}): run with --controls")
