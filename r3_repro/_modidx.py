@@ -2748,6 +2748,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'r3_repro.utils.hashing.file_hash': ('utils/hashing.html#file_hash', 'r3_repro/utils/hashing.py')},
             'r3_repro.utils.stats': { 'r3_repro.utils.stats.Interval': ('utils/stats.html#interval', 'r3_repro/utils/stats.py'),
                                       'r3_repro.utils.stats.McNemar': ('utils/stats.html#mcnemar', 'r3_repro/utils/stats.py'),
+                                      'r3_repro.utils.stats.as_share': ('utils/stats.html#as_share', 'r3_repro/utils/stats.py'),
                                       'r3_repro.utils.stats.mcnemar': ('utils/stats.html#mcnemar', 'r3_repro/utils/stats.py'),
                                       'r3_repro.utils.stats.paired': ('utils/stats.html#paired', 'r3_repro/utils/stats.py'),
                                       'r3_repro.utils.stats.wilson': ('utils/stats.html#wilson', 'r3_repro/utils/stats.py')},

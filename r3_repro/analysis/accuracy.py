@@ -24,7 +24,7 @@ from r3_repro.analysis.protocol import ANNOUNCED, _side
 from r3_repro.reporting.plots import arm_order, arm_style, legend_below, new_figure, save_figure
 from r3_repro.reporting.tables import save_table, show_intervals, show_points
 from r3_repro.tasks.base import Task
-from r3_repro.utils.stats import Interval
+from r3_repro.utils.stats import Interval, as_share
 
 
 # %% ../../nbs/analysis/accuracy.ipynb #8cdb312f
@@ -165,8 +165,7 @@ def mean_with_seeds(
     if not counts.any():
         return Interval(math.nan, math.nan, math.nan), np.array([])
     s = _side(e[counts], v[counts])
-    estimate, low, high = contrast(s).interval()
-    return Interval(estimate, max(low, 0.0), min(high, 1.0)), s.by_seed
+    return as_share(contrast(s).interval()), s.by_seed
 
 
 def main_mode(

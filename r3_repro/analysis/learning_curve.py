@@ -21,6 +21,7 @@ from r3_repro.analysis.integrity import check_unmixed
 from r3_repro.analysis.loading import load_training, task_of
 from r3_repro.reporting.plots import arm_order, arm_style, legend_below, new_figure, save_figure
 from r3_repro.reporting.tables import interval_row, save_table, show_intervals
+from r3_repro.utils.stats import Interval, as_share
 
 
 # %% ../../nbs/analysis/learning_curve.ipynb #e9f241eb
@@ -80,10 +81,9 @@ def curve_points(
     return [*(dict.fromkeys(steps, int(step)) for step in sorted(shared)), {seed: int(s[-1]) for seed, s in steps.items()}]
 
 
-def _accuracy(values: np.ndarray, trained: bool) -> tuple[float, float, float]:
+def _accuracy(values: np.ndarray, trained: bool) -> Interval:
     "Mean and interval of outcomes, seeds x problems; seeds that are not trained are one model."
-    c = contrast(side(values if trained else values[:1], trained=trained)).interval()
-    return c.estimate, max(c.low, 0.0), min(c.high, 1.0)
+    return as_share(contrast(side(values if trained else values[:1], trained=trained)).interval())
 
 # %% ../../nbs/analysis/learning_curve.ipynb #f9170051
 def curve_table(

@@ -21,7 +21,7 @@ from r3_repro.analysis.contrasts import contrast, side
 from r3_repro.reporting.plots import arm_order
 from r3_repro.tasks.base import Problem, Task, Verdict, get_task
 from r3_repro.utils.files import read_jsonl
-from r3_repro.utils.stats import Interval, wilson
+from r3_repro.utils.stats import Interval, as_share, wilson
 
 
 # %% ../../nbs/analysis/loading.ipynb #e49710c5
@@ -161,8 +161,7 @@ def share_right(
     "Share of problems with its 95% interval: Wilson's for one draw, for several the t interval over problems."
     if right.dtype == bool:
         return wilson(int(right.sum()), len(right))
-    estimate, low, high = contrast(side(right[None], trained=False)).interval()
-    return Interval(estimate, max(low, 0.0), min(high, 1.0))
+    return as_share(contrast(side(right[None], trained=False)).interval())
 
 
 def share_of_problems(

@@ -24,6 +24,7 @@ from r3_repro.analysis.repetition import within
 from r3_repro.analysis.text_metrics import words
 from r3_repro.reporting.plots import arm_order, arm_style, legend_below, new_figure
 from r3_repro.reporting.tables import interval_row, show_interval, show_intervals, show_points
+from r3_repro.utils.stats import Interval, as_share
 
 
 # %% ../../nbs/analysis/reflections.ipynb #ec9eaa27
@@ -166,11 +167,10 @@ def success_by_length(
             for low, high in _bins(pd.Series(tokens).dropna(), bins):
                 inside = (tokens > low) & (tokens <= high)
                 mean = reflection_mean(base, arm, np.where(inside, right, np.nan))
-                share = contrast(mean).interval() if mean else (math.nan,) * 3
+                share = as_share(contrast(mean).interval()) if mean else Interval(math.nan, math.nan, math.nan)
                 row = {"mode": mode, "arm": arm, "tokens_from": int(low) + 1, "tokens_to": int(high)}
                 row["reflections"] = int((inside & (e.arm == arm)).sum())
-                ends = (share[0], max(share[1], 0.0), min(share[2], 1.0)) if mean else share
-                rows.append(row | dict(zip(("estimate", "low", "high"), ends, strict=True)))
+                rows.append(row | share._asdict())
     return pd.DataFrame(rows)
 
 # %% ../../nbs/analysis/reflections.ipynb #2ddf2883
