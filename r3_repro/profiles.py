@@ -88,7 +88,7 @@ class GenerationSettings(_Settings):
 
 # %% ../nbs/profiles.ipynb #c6cf4321
 class EngineSettings(_Settings):
-    "What generates in mining and evaluation; it does not change which completions come out, except for rounding."
+    "What generates in mining, evaluation and benchmarks; it does not change which completions come out, except for rounding."
 
     engine: Literal["transformers", "vllm", "server", "ray"] = Field(default="transformers", description="what generates")
     generation_batch: int = Field(ge=1, description="completions generated at once: by transformers, and at most by vllm")
@@ -281,7 +281,9 @@ class EvaluationSettings(_Settings):
     forgetting_suite: str = Field(description="'tiny' (local questions) or 'paper' (the published benchmarks)")
     forgetting_tasks: tuple[str, ...] = Field(default=(), description="benchmarks of the suite to run; empty = all of them")
     forgetting_limit: int = Field(default=0, ge=0, description="items a benchmark, a stratified sample; 0 = all")
-    forgetting_batch: int = Field(default=0, ge=0, description="requests that lm-eval runs at once; 0 = what memory holds")
+    forgetting_batch: int = Field(
+        default=0, ge=0, description="requests run at once; 0 = what memory holds, with vllm generation_batch"
+    )
     benchmarks: str = Field(default="", description="folder with the published benchmarks' files; empty = from the hub")
     processes: int = Field(default=1, ge=1, description="processes of `accelerate launch`, one a GPU where there are GPUs")
 

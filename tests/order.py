@@ -18,6 +18,7 @@ FIRST = [
     "servers",
     "sharding",
     "benchmarks",
+    "backends",
     "controls",
 ]
 """The slow files first, by name without `test_`, in whatever folder they are. `make test` gives whole files to its processes, in

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging as hf_logging
 
-from r3_repro.engines.base import Completion, Request, SamplingParams, check_context_length
+from r3_repro.engines.base import Completion, Request, SamplingParams, TokenScore, check_context_length, scored_prompt
 from r3_repro.engines.chat import end_tokens, load_tokenizer, max_context_length, to_completion, to_token_ids
 from r3_repro.engines.generation import generate_rows
 from r3_repro.utils.files import hub_revision
@@ -38,6 +38,21 @@ def load_model(
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 # %% ../../nbs/engines/hf.ipynb #a024aad2
+@torch.inference_mode()
+def _score_batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],  # token ids
+) -> list[Completion]:
+    "How likely the tokens of each prompt are, by one pass over all of them."
+    batch = tokenizer.pad({"input_ids": prompts}, padding_side="right", return_tensors="pt").to(model.device)
+    logits, ids = model(**batch).logits[:, :-1], batch["input_ids"][:, 1:]
+    likeliest = (logits.argmax(-1) == ids).tolist()
+    values = logits.float().log_softmax(-1).gather(2, ids[..., None])[..., 0].tolist()
+    told = [map(TokenScore, *row) for row in zip(values, likeliest, strict=True)]
+    return [scored_prompt(list(row)[: len(p) - 1]) for row, p in zip(told, prompts, strict=True)]
+
+
 def _generate_batch(
     model: Any,
     tokenizer: Any,
@@ -46,6 +61,8 @@ def _generate_batch(
     seeds: list[int],  # one for each prompt
 ) -> list[Completion]:
     "Completions for one batch of prompts."
+    if sampling.prompt_logprobs:
+        return _score_batch(model, tokenizer, prompts)
     out, ends = generate_rows(model, tokenizer, prompts, sampling, seeds), end_tokens(model, tokenizer)
     done = [to_completion(tokenizer, ids, ends, sampling, None) for ids in out.ids]
     if out.logprobs is None:

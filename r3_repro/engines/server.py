@@ -36,6 +36,7 @@ from r3_repro.engines.server_protocol import (
     oddity,
     parse_json,
     read_completion,
+    read_prompt_scores,
     reads_alike,
     refuses_one_prompt,
     request_body,
@@ -90,6 +91,8 @@ async def _ask(
         raw = await create(model=pool.model, prompt="", extra_body=body)
     server.retries += raw.retries_taken
     answer = parse_json(ServerAnswer, join_stream(raw.content))
+    if sampling.prompt_logprobs:
+        return read_prompt_scores(answer, len(prompt)), ""
     completion = read_completion(answer, sampling, pool.api, pool.tokenizer, pool.tool_format)
     return completion, oddity(answer.choice, completion)
 

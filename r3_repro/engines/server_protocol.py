@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['EXTENSIONS', 'THOUGHTS', 'FILTERED', 'FINISH', 'REFUSALS', 'TOO_LONG', 'extension_tries', 'request_body',
-           'BrokenAnswer', 'ServerAnswer', 'parse_json', 'join_stream', 'answer_text', 'read_completion', 'oddity',
-           'refuses_one_prompt', 'describe_failure', 'reads_alike']
+           'BrokenAnswer', 'ServerAnswer', 'parse_json', 'join_stream', 'answer_text', 'read_prompt_scores',
+           'read_completion', 'oddity', 'refuses_one_prompt', 'describe_failure', 'reads_alike']
 
 # %% ../../nbs/engines/server_protocol.ipynb #67dc289e
 import json
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import openai
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
 
-from r3_repro.engines.base import Completion, SamplingParams
+from r3_repro.engines.base import Completion, SamplingParams, TokenScore, scored_prompt
 from r3_repro.tasks.base import Message
 from r3_repro.tasks.tool_prompts import DATE
 from r3_repro.utils.errors import EngineError
@@ -54,6 +55,7 @@ def request_body(
     }
     body |= {"stop": list(sampling.stop)} if sampling.stop else {}
     body |= {"logprobs": True if chat else 1} if sampling.logprobs else {}
+    body |= {"echo": True, "logprobs": 1} if sampling.prompt_logprobs else {}
     return body | extensions
 
 # %% ../../nbs/engines/server_protocol.ipynb #cc4175df
@@ -330,6 +332,31 @@ def _logprobs(
     if values is None or (n and len(values) != n):
         raise BrokenAnswer(f"choices.0.logprobs: {'missing' if values is None else f'{len(values)} for {n} tokens'}")
     return tuple(values)
+
+# %% ../../nbs/engines/server_protocol.ipynb #e5c4616c
+class _PromptLogprobs(BaseModel):
+    token_logprobs: list[FiniteFloat | None] = []  # None for the first token
+    top_logprobs: list[dict[str, FiniteFloat] | None] = []
+
+
+def read_prompt_scores(
+    answer: ServerAnswer,  # to a request with `echo`
+    tokens: int,  # of the prompt
+) -> Completion:
+    "The scores of a prompt's tokens but the first; raises `EngineError` if the server does not tell them."
+    choice = answer.choice
+    try:
+        told = parse_json(_PromptLogprobs, json.dumps(choice.logprobs or {}).encode(), "choices.0.logprobs.")
+        rows = list(zip(told.token_logprobs, told.top_logprobs, strict=True))[1:tokens]
+        scores = [TokenScore(v, v >= max((top or {}).values(), default=math.inf)) for v, top in rows if v is not None]
+    except (BrokenAnswer, ValueError):
+        scores = []
+    if len(scores) != tokens - 1:
+        raise EngineError(
+            f"a server gives the log-probabilities of {len(scores)} of a prompt's {tokens - 1} tokens (echo with logprobs): "
+            "use one that gives all, as vllm serve with server_api = completions does, or engine = vllm or transformers"
+        )
+    return scored_prompt(scores)
 
 # %% ../../nbs/engines/server_protocol.ipynb #c8db70e2
 def read_completion(

@@ -20,7 +20,15 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
-from r3_repro.engines.base import Completion, Request, SamplingParams, check_context_length, derive_seed
+from r3_repro.engines.base import (
+    Completion,
+    Request,
+    SamplingParams,
+    TokenScore,
+    check_context_length,
+    derive_seed,
+    scored_prompt,
+)
 from r3_repro.engines.chat import end_tokens, load_tokenizer, max_context_length, to_completion, to_token_ids
 from r3_repro.utils.errors import EngineError, SettingsError
 from r3_repro.utils.files import hub_revision
@@ -130,6 +138,7 @@ def _fields(
     chosen = {"temperature": s.temperature, "top_p": s.top_p, "seed": request.seed, "n": request.n}
     stop = {"stop": list(s.stop), "stop_token_ids": ends, "detokenize": bool(s.stop)}
     more = {"max_tokens": s.max_tokens, "logprobs": 0 if s.logprobs else None}  # 0: of the chosen token alone
+    more |= {"prompt_logprobs": 0} if s.prompt_logprobs else {}
     return ({"temperature": 0.0} if s.greedy else chosen) | stop | more
 
 # %% ../../nbs/engines/vllm.ipynb #35f4c67e
@@ -234,6 +243,9 @@ class _Asked(_Started):
     def _finished(self, output: Any) -> tuple[Hashable, list[Completion]]:
         request = self.asked.pop(output.request_id)
         self.rows -= request.n
+        if request.sampling.prompt_logprobs:
+            told = zip(output.prompt_logprobs[1:], output.prompt_token_ids[1:], strict=True)
+            return request.key, [scored_prompt(TokenScore(values[i].logprob, values[i].rank == 1) for values, i in told)]
         answers = [_answer(o, self.tokenizer, self.ends, request.sampling) for o in output.outputs]
         return request.key, answers * request.n if request.sampling.greedy else answers
 

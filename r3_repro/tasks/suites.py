@@ -62,6 +62,11 @@ class Benchmark:
     kind: str  # how answers are scored
     stands_for: str = ""  # the published benchmark that a small skill imitates
 
+    @property
+    def by_likelihood(self) -> bool:
+        "Whether given choices are compared, and nothing is generated."
+        return self.kind == _LIKELIHOOD
+
 # %% ../../nbs/tasks/suites.ipynb #8cda7a83
 _LIKELIHOOD, _GENERATED = "choice by likelihood", "generated, exact match"
 BENCHMARK_SUITES: dict[str, tuple[Benchmark, ...]] = {

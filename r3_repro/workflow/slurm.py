@@ -22,7 +22,7 @@ from r3_repro.utils.files import resource
 
 # %% ../../nbs/workflow/slurm.ipynb #fd3f246f
 def _generation_gpus(p: Profile) -> int:
-    "Count the GPUs that generation takes in mining and evaluation."
+    "Count the GPUs that generation takes in mining, evaluation and benchmarks."
     if p.engine == "server" or (p.engine == "transformers" and p.dtype == "float32"):
         return 0
     if p.engine == "ray":
@@ -37,9 +37,7 @@ def gpus_of(
     "Count the GPUs of a chapter, over all machines."
     if chapter == "03_train":
         return p.processes if p.use_vllm or p.dtype != "float32" else 0
-    if chapter in ("02_failures", "04_results"):
-        return _generation_gpus(p)
-    return int(chapter == "06_forgetting" and p.dtype != "float32")
+    return _generation_gpus(p) if chapter in ("02_failures", "04_results", "06_forgetting") else 0
 
 # %% ../../nbs/workflow/slurm.ipynb #e1a48f53
 @dataclass(frozen=True)

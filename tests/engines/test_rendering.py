@@ -26,7 +26,7 @@ from r3_repro.engines.chat import (
     to_completion,
 )
 from r3_repro.engines.server_protocol import EXTENSIONS, extension_tries, request_body
-from r3_repro.evaluation.benchmarks import as_lm
+from r3_repro.evaluation.backends import as_lm
 from r3_repro.tasks.base import BUILT_IN, assistant, attempt_messages, get_task, reflection_messages, retry_messages, user
 from r3_repro.tasks.countdown.generator import make_countdown_problem
 from r3_repro.tasks.thoughts import THOUGHT

@@ -26,5 +26,5 @@ def generate(self: HFLM, *args: Any, **kwargs: Any) -> Any:
 
 
 HFLM._model_generate = generate
-how = {"dtype": "float32", "benchmarks": benchmarks, "forgetting_limit": 8, "forgetting_batch": 2}
+how = {"engine": "transformers", "dtype": "float32", "benchmarks": benchmarks, "forgetting_limit": 8, "forgetting_batch": 2}
 run_benchmarks(open_run("paper", model=model, root=root, **how, forgetting_tasks=("GSM8K",)))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from real_benchmarks import PARTS, ROWS, THERE, benchmark_folder, plain_tasks
 from support import DATA, patience
 from test_benchmarks import random_model
 
@@ -23,28 +24,17 @@ from r3_repro.runs.layout import open_run
 from r3_repro.tasks.suites import suite_of
 from r3_repro.utils.errors import SettingsError
 
-ROWS = {
-    "mmlu_pro/test": "test_sample", "mmlu_pro/validation": "validation", "gsm8k/test": "test", "gsm8k/train": "train_first500",
-    "hellaswag/validation": "validation_500anet_500wikihow", "math/test": "math500_test",
-}  # fmt: skip
-PARTS = {"mmlu_pro/test": 716, "gsm8k/train": 500, "hellaswag/validation": 1000, "math/test": 500}
 GRADED = all(importlib.util.find_spec(m) for m in ("math_verify", "antlr4"))
 TASKS = "MMLU-Pro GSM8K HellaSwag" + (" MATH" if GRADED else "")
 
-if not (DATA / "data/mmlu_pro").is_dir():
+if not THERE:
     pytest.skip(f"no real rows: R3_TEST_DATA names a folder with data/, not {DATA}", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "The real rows as a folder of benchmarks, which says what parts they are."
-    own = tmp_path_factory.mktemp("benchmarks")
-    for key, name in ROWS.items():
-        part = key.partition("/")[0]
-        (own / part).mkdir(exist_ok=True)
-        shutil.copyfile(DATA / f"data/{part}/{name}.jsonl", own / part / f"{name}.jsonl")
-    (own / "rows.json").write_text(json.dumps(PARTS), "utf-8")
-    return own
+    return benchmark_folder(tmp_path_factory.mktemp("benchmarks"))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +59,8 @@ def brief(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(folder: Path, **more: Any) -> dict[str, Any]:
-    how = {"dtype": "float32", "benchmarks": str(folder), "forgetting_limit": 3, "forgetting_batch": 2, "forgetting_tasks": TASKS}
+    how = {"engine": "transformers", "dtype": "float32", "benchmarks": str(folder), "forgetting_tasks": TASKS}
+    how |= {"forgetting_limit": 3, "forgetting_batch": 2}
     return how | more
 
 
@@ -78,9 +69,7 @@ def settings(folder: Path, **more: Any) -> dict[str, Any]:
 
 def test_the_real_rows_pass_with_all_their_oddities(folder: Path) -> None:
     found = check_benchmarks(str(folder))
-    assert (
-        list(found.rows) == [716, 70, 1319, 500, 1000, 500] if False else list(found["rows"]) == [716, 70, 1319, 500, 1000, 500]
-    )
+    assert list(found["rows"]) == [716, 70, 1319, 500, 1000, 500]
     assert list(found["which"])[:3] == ["a part of 12,032", "all", "all"] and list(found["strata"]) == [14, 14, 1, 1, 2, 35]
     mmlu, shots = benchmark_rows("MMLU-Pro", "test", str(folder)), benchmark_rows("MMLU-Pro", "validation", str(folder))
     assert min(len(r["options"]) for r in mmlu) == 3 and sum("N/A" in r["options"] for r in shots) == 21
@@ -152,8 +141,10 @@ def test_bad_files_are_refused_before_a_model_is_loaded(
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     damage(tmp_path / f"{file.partition('/')[0]}/{ROWS[file]}.jsonl")
     monkeypatch.setattr(benchmarks, "check_scorer", lambda suite: {})
-    monkeypatch.setattr(benchmarks, "as_lm", lambda *_: pytest.fail("a model was loaded"))
-    run = open_run("paper", root=str(tmp_path / "runs"), benchmarks=str(tmp_path), dtype="float32", forgetting_batch=2)
+    monkeypatch.setattr(benchmarks, "open_backend", lambda *_: pytest.fail("a model was loaded"))
+    run = open_run(
+        "paper", root=str(tmp_path / "runs"), benchmarks=str(tmp_path), engine="transformers", dtype="float32", forgetting_batch=2
+    )
     with pytest.raises(SettingsError, match=said):
         benchmarks.run_benchmarks(run, {})
 
@@ -244,22 +235,11 @@ report = lm_eval.simple_evaluate(
 with open(out, "w") as f:
     json.dump({"results": report["results"], "samples": report["samples"]}, f, default=str)
 """
-HELLASWAG = "include: {home}/hellaswag/hellaswag.yaml\ntask: hellaswag\ntraining_split: null\ndataset_path: json\n"
-GSM8K = "include: {home}/gsm8k/gsm8k.yaml\ntask: gsm8k\ndataset_name: null\ndataset_path: json\n"
 
 
 def plainly(model: Path, data: Path, at: Path, items: dict[str, list[int]]) -> dict[str, Any]:
     "lm-eval by itself, in a process of its own, on the raw files."
-    import lm_eval.tasks
-
-    files = {
-        "hellaswag": {"validation": f"{data}/hellaswag/{ROWS['hellaswag/validation']}.jsonl"},
-        "gsm8k": {"test": f"{data}/gsm8k/test.jsonl", "train": f"{data}/gsm8k/{ROWS['gsm8k/train']}.jsonl"},
-    }
-    at.mkdir()
-    for name, text in (("hellaswag", HELLASWAG), ("gsm8k", GSM8K)):
-        kept = f"dataset_kwargs: {json.dumps({'data_files': files[name]})}\n"
-        (at / f"{name}.yaml").write_text(text.format(home=Path(lm_eval.tasks.__file__).parent) + kept, "utf-8")
+    plain_tasks(data, at)
     (at / "samples.json").write_text(json.dumps(items), "utf-8")
     command = [sys.executable, "-c", PLAIN, str(model), " ".join(items), str(at), str(at / "out.json")]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=patience(600))
@@ -303,7 +283,7 @@ def test_a_kill_costs_the_running_batch(folder: Path, brief: Path, warm: dict[st
 
 
 def test_prompts_that_do_not_fit_are_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmarks, "as_lm", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(benchmarks, "open_backend", lambda *_: pytest.fail("a model was loaded"))
     model = wide_model(tmp_path / "model", context=2048)
     run = open_run("paper", model=str(model), root=str(tmp_path), **settings(folder, forgetting_tasks="HellaSwag GSM8K"))
     with pytest.raises(

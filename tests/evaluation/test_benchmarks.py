@@ -12,7 +12,8 @@ import pytest
 from support import patience
 
 from r3_repro.analysis.forgetting import by_arm, compare_items, load_results
-from r3_repro.evaluation.benchmarks import PROTOCOL, as_lm, graded_item, load_tasks, run_benchmarks
+from r3_repro.evaluation.backends import as_lm
+from r3_repro.evaluation.benchmarks import PROTOCOL, graded_item, load_tasks, run_benchmarks
 from r3_repro.runs.layout import Run, open_run
 from r3_repro.tasks.suites import SKILLS, suite_of
 

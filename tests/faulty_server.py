@@ -201,9 +201,11 @@ class FaultyServer:
         knows: bool = True,  # takes what is not in OpenAI's interface
         key: str = "",  # the key that it asks for
         delay: Callable[[int], float] = lambda n: 0.0,  # seconds, from the request's number
+        scores: Callable[[list[int]], list[tuple[float, float]]] | None = None,  # for "echo", which it ignores without
     ):
         self.answer, self.models, self.context, self.tells_ids, self.tells_usage = answer, models, context, tells_ids, tells_usage
         self.knows, self.key, self.delay = knows, key, delay
+        self.scores = scores  # of a prompt: log-probabilities of its tokens but the first, and of the likeliest in each place
         self.fault, self.plan, self.refuse = "", list[str](), {}  # refuse: fault for prompts that hold this token id (or message)
         self.slow, self.message, self.headers = 30.0, "out of order", {"Retry-After-Ms": "10"}
         self.code: int | str | None = None  # in the body of an error; None: its status
@@ -262,7 +264,11 @@ class FaultyServer:
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         if asked.get("return_token_ids") and self.tells_ids:
             choice |= {"token_ids": ids, "stop_reason": None}
-        if asked.get("logprobs"):
+        if asked.get("echo") and self.scores:
+            told = [{"said": value, "likeliest": most} for value, most in self.scores(prompt)]
+            values = [None, *(t["said"] for t in told), -0.5]
+            choice["logprobs"] = {"token_logprobs": values, "top_logprobs": [None, *told, {"x": -0.5}]}
+        elif asked.get("logprobs"):
             values = [-0.25 * (1 + i) for i in range(len(ids))]
             choice["logprobs"] = (
                 {"content": [{"token": "x", "logprob": v} for v in values]} if chat else {"token_logprobs": values}
