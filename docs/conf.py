@@ -1,5 +1,6 @@
 """Sphinx settings of the docs site: `make docs` builds it from the notebooks in nbs/ with the outputs that they hold."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ html_context = {"built_from": f"{release}, {commit}{', changed' if made['git_dir
 project = "r3_repro"
 author = "The r3_repro authors"
 copyright = "the r3_repro authors, Apache-2.0"
-extensions = ["myst_nb", "sphinx.ext.mathjax", "r3_site"]
+extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx_copybutton", "r3_site"]
 
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"  # links in Markdown outputs are resolved as those of the text
@@ -33,6 +34,10 @@ html_css_files = ["r3.css"]
 templates_path = [str(HERE / "templates")]
 html_sidebars = {"**": [f"sidebar/{x}.html" for x in ("scroll-start", "brand", "version", "search", "navigation", "scroll-end")]}
 html_show_sourcelink = html_copy_source = False
+copybutton_selector = ":not(.output) > div.highlight pre"  # code and commands, not what they print
+if repository := os.environ.get("GITHUB_REPOSITORY"):  # where the workflow builds the site: a link to edit each notebook
+    home = f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{repository}"
+    html_theme_options = {"source_edit_link": f"{home}/edit/main/nbs/{{filename}}"}
 pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"
 mathjax_path = "https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-chtml.js"
 if (NPM / "mathjax").is_dir():

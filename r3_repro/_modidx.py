@@ -2977,6 +2977,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'r3_repro/workflow/front_page.py'),
                                               'r3_repro.workflow.front_page.progress': ( 'workflow/front_page.html#progress',
                                                                                          'r3_repro/workflow/front_page.py'),
+                                              'r3_repro.workflow.front_page.reproduce_line': ( 'workflow/front_page.html#reproduce_line',
+                                                                                               'r3_repro/workflow/front_page.py'),
                                               'r3_repro.workflow.front_page.scope_line': ( 'workflow/front_page.html#scope_line',
                                                                                            'r3_repro/workflow/front_page.py'),
                                               'r3_repro.workflow.front_page.seeds_there': ( 'workflow/front_page.html#seeds_there',

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urldefrag
 
 import nbformat
 import pytest
+from chromium import PROGRAM, chromium
 from support import NOTEBOOKS, REPOSITORY, patience
 
 from r3_repro import __version__
@@ -28,7 +29,8 @@ def build(source: Path, out: Path) -> subprocess.CompletedProcess:
     "Build the site of a folder of notebooks into `out`/html, as `make docs` does."
     sphinx = [sys.executable, "-m", "sphinx", "-q", "-E", "-W", "--keep-going", "-d", str(out / "trees")]
     command = [*sphinx, "-c", str(REPOSITORY / "docs"), str(source), str(out / "html")]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, encoding="utf-8", timeout=patience(300))
+    env = os.environ | {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "somebody/r3"}  # as in the workflow
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, encoding="utf-8", timeout=patience(300), env=env)
 
 
 class Page(HTMLParser):
@@ -110,6 +112,42 @@ def test_the_site_says_what_it_was_built_from(site: Path) -> None:
         assert line and line[2].startswith(f"{__version__}, commit {commit or 'unknown'}"), page
     changes = (site / "files/CHANGELOG.md.html").read_text("utf-8")
     assert "<code>versions/TAG</code>" in changes and "site.zip" in changes
+
+
+def test_a_page_links_to_where_its_notebook_is_edited(site: Path, pages: dict[Path, Page]) -> None:
+    folder = "https://github.com/somebody/r3/edit/main/nbs"
+    edits = {page_of(site, n): f"{folder}/{n.relative_to(REPOSITORY / 'nbs')}" for n in NOTEBOOKS}
+    assert {file: link for file, page in pages.items() for link in page.links if "/edit/" in link} == edits
+
+
+KINDS = [
+    "index",
+    "04_results",
+    "verdicts",
+    "guides/one_h100",
+    "evaluation/benchmarks",
+    "files/tests/docs/test_site.py",
+    "modules",
+]
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="no Chromium here: install chromium or google-chrome")
+def test_pages_fit_every_screen_and_code_can_be_copied(site: Path, tmp_path: Path) -> None:
+    "No text over an edge, from a telephone to a wide window; a button at each piece of code, and at no output."
+    with chromium(tmp_path) as tab:
+        for kind in KINDS:
+            tab.visit((site / f"{kind}.html").as_uri())
+            pieces, outputs = (f"document.querySelectorAll('{s}div.highlight pre').length" for s in ("", ".output > "))
+            tab.wait(f"document.querySelectorAll('.copybtn').length === {pieces} - {outputs}")
+            for width in (360, 700, 1280, 1900):
+                tab.look(width, 900)
+                assert tab.js("document.documentElement.scrollWidth") <= width, (kind, width)
+        tab.look(1280, 4000)  # a click needs no scrolling
+        tab.visit((site / "index.html").as_uri())
+        tab.js("document.addEventListener('copy', (e) => { window.copied = e.target.value }, true)")
+        tab.wait("document.querySelector('.copybtn')")
+        tab.click(".copybtn")
+        tab.wait("window.copied.includes('make reproduce')")
 
 
 def test_pages_show_no_directives_and_no_place_on_this_machine(site: Path) -> None:
