@@ -59,6 +59,7 @@ class Task:
     facts: Callable[[list[Problem]], Any] | None = None  # problems -> table of published facts and the same figures here
     leaks: Callable[[Problem, str], bool] | None = None  # (problem, reflection) -> whether it contains the right answer
     good_reflection: Callable[[Problem], str] | None = None  # a helpful one, by a solver, without the answer; for the gate
+    solution: Callable[[Problem], str] | None = None  # a right answer in the form that is asked for, by a solver
 
 # %% ../../nbs/tasks/base.ipynb #612b0b5f
 BUILT_IN = {"countdown": "r3_repro.tasks.countdown.task:TASK", "function_calling": "r3_repro.tasks.function_calling.task:TASK"}

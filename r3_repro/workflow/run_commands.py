@@ -202,6 +202,25 @@ def _gate(
 
     return str(gate(run, problems, user_path(out) if out else None))
 
+# %% ../../nbs/workflow/run_commands.ipynb #f488c4c5
+@run_command("warm-start", "evaluate", leave_out=("arm", "seed"))
+def _warm_start(
+    run: Run,
+    out: Annotated[str, typer.Option(help="folder of the started model")],
+    report: Annotated[str, typer.Option(help="folder of its gate and criteria [gate, in the folder of the model]")] = "",
+    problems: Annotated[int, typer.Option(min=1, help="of the training split, taught")] = 400,
+    epochs: Annotated[int, typer.Option(min=1, help="times that each turn is taught")] = 2,
+    learning_rate: Annotated[float, typer.Option(min=0, help="at its peak")] = 5e-5,
+) -> str:
+    "Teach a model answers, its own reflections and retries, for GRPO to have something to pay; then its gate."
+    from r3_repro.workflow.warm_start import WarmStart, examine_start, warm_start
+
+    started = user_path(out)
+    warm_start(run, started, WarmStart(problems, epochs, learning_rate=learning_rate))
+    found, checks = examine_start(run, started, user_path(report) if report else started / "gate")
+    lines = [f"{c.criterion}: {c.found:.1%}, wanted {c.wanted}" for c in checks.itertuples()]
+    return "\n".join([str(found), *lines, f"start: {'passes' if checks.passed.all() else 'does not pass'}"])
+
 # %% ../../nbs/workflow/run_commands.ipynb #299b4450
 @run_command("shades", "evaluate")
 def _shades(

@@ -16,9 +16,12 @@ from attacks import ATTACKS
 from rich.console import Console
 from support import REPOSITORY, patience
 
+from r3_repro.analysis import watch
 from r3_repro.analysis.health import STOP_SIGNS, check_health, sign_states
+from r3_repro.analysis.training_curves import plot_training
 from r3_repro.analysis.watch import (
     Watched,
+    figure_svg,
     progress_line,
     read_training,
     sample_texts,
@@ -27,6 +30,7 @@ from r3_repro.analysis.watch import (
     training_view,
     visible,
     watch_training,
+    watched_log,
 )
 from r3_repro.profiles import StoppingSettings
 
@@ -168,8 +172,16 @@ def test_it_needs_no_torch(tmp_path: Path) -> None:
 # ── Text of models ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> str:
+    "The curves of two steps, which no text of a model changes."
+    return figure_svg(plot_training(watched_log([read_training(store(tmp_path_factory.mktemp("drawn") / "r3-seed0", 2))])))
+
+
 @pytest.mark.parametrize("attack", ATTACKS, ids=range(len(ATTACKS)))
-def test_what_a_model_wrote_stays_text(attack: str, tmp_path: Path) -> None:
+def test_what_a_model_wrote_stays_text(attack: str, drawn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "plot_training", lambda log: None)
+    monkeypatch.setattr(watch, "figure_svg", lambda fig: drawn)
     w = read_training(store(tmp_path / "r3-seed0", 2))
     sample = {"step": 1, "problem_id": attack, "attempt": attack, "reflection": attack, "retry": attack, "retry_ok": False}
     page = training_page([Watched(**vars(w) | {"sample": sample})], attack, w.changed)

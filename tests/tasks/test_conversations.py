@@ -86,6 +86,15 @@ def test_a_stored_problem_is_asked_in_the_words_of_a_fresh_one(
             assert asked[0] == asked[1], p.id
 
 
+@pytest.mark.parametrize(("task", "profile", "source"), sources())
+def test_the_solution_of_a_problem_is_right(task: str, profile: str, source: str) -> None:
+    "What a supervised start teaches."
+    own = get_task(task)
+    problems = problems_of(task, profile, source)[:400]
+    wrong = [p.id for p in problems if not own.verify(p, own.solution(p)).ok]
+    assert wrong == [] and problems
+
+
 def test_a_data_set_that_was_stored_in_sorted_order_is_still_read(tmp_path: Path) -> None:
     "Earlier versions sorted the keys. Such a run goes on with the prompts that it began with, under its own hash."
     run = open_run("smoke", task="function_calling", root=str(tmp_path))

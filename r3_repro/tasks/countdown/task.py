@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COUNTDOWN_REFLECTION_REQUEST', 'COUNTDOWN_OPTIONS', 'SOLVED', 'PUBLISHED_FACTS', 'TASK', 'countdown_prompt',
            'whole_number', 'countdown_row', 'CountdownRows', 'load_problems', 'countdown_problems',
-           'countdown_histograms', 'countdown_facts', 'first_step']
+           'countdown_histograms', 'countdown_facts', 'first_step', 'first_solution']
 
 # %% ../../../nbs/tasks/countdown/task.ipynb #f86e0de0
 import ast
@@ -228,6 +228,14 @@ def first_step(
                 return f"I should begin with {step} = {evaluate_expression(node, 'strict')}, and then use the other numbers."
     return ""
 
+# %% ../../../nbs/tasks/countdown/task.ipynb #ae344caf
+def first_solution(
+    problem: Problem,
+) -> str:
+    "A right answer: the first of the solver's, in answer tags; empty if there is none."
+    found = solve(problem.data["nums"], problem.data["target"])
+    return f"{OPEN} {found[0]} {CLOSE}" if found else ""
+
 # %% ../../../nbs/tasks/countdown/task.ipynb #34ee3cec
 TASK = Task(
     name="countdown",
@@ -243,5 +251,6 @@ TASK = Task(
     facts=countdown_facts,
     leaks=contains_solution,
     good_reflection=first_step,
+    solution=first_solution,
 )
 "The Countdown task."

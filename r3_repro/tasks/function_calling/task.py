@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HUB', 'AS_TEXT', 'CALL_OPTIONS', 'CALL_REFLECTION_REQUEST', 'PAPER_STATISTICS', 'TASK', 'Refused', 'CallRows',
            'sort_out', 'load_call_rows', 'refusals', 'notes', 'call_problems', 'call_prompt', 'tool_schemas',
-           'call_statistics', 'compare_with_paper', 'call_histograms', 'refused', 'right_tools']
+           'call_statistics', 'compare_with_paper', 'call_histograms', 'refused', 'right_tools', 'right_calls']
 
 # %% ../../../nbs/tasks/function_calling/task.ipynb #f7205f0c
 import json
@@ -263,6 +263,14 @@ def right_tools(
     calls = [f"{c['name']} with {', '.join(c['arguments']) or 'no argument'}" for c in problem.data["answers"]]
     return f"I should call {', and '.join(calls)}." if calls else "None of the tools fits, so I should not call any."
 
+# %% ../../../nbs/tasks/function_calling/task.ipynb #8fa9ee91
+def right_calls(
+    problem: Problem,
+) -> str:
+    "A right answer: the expected calls as JSON in tags, a line that says that none fits where none is expected."
+    calls = (f"<tool_call>\n{json.dumps(c, ensure_ascii=False)}\n</tool_call>" for c in problem.data["answers"])
+    return "\n".join(calls) or "None of the tools fits."
+
 # %% ../../../nbs/tasks/function_calling/task.ipynb #f4149011
 TASK = Task(
     name="function_calling",
@@ -280,5 +288,6 @@ TASK = Task(
     facts=compare_with_paper,
     leaks=contains_calls,
     good_reflection=right_tools,
+    solution=right_calls,
 )
 "The function-calling task."
