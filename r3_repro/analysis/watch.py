@@ -236,7 +236,7 @@ def _columns(w: Watched) -> Table:
 
 def _of_sign(s: SignState, w: Watched) -> str:
     patience = w.limits.stop_unpaid if s.column == "reward" else w.limits.stop_after
-    return f"{s.state}, {s.rows} of {patience} rows" if s.rows else s.state
+    return f"{s.state}, {s.rows} in a row, stops at {patience}" if s.rows else s.state
 
 
 def _signs(w: Watched) -> Table:
