@@ -222,7 +222,7 @@ def browsed_episodes(
 
 # %% ../../nbs/analysis/browser.ipynb #57dd3de5
 _TEXTS = ["task", "model", "arm", "mode", "problem_id", "label", "prompt", "request", "again", "outcome", "variety"]
-_TEXTS += ["shaded"]
+_TEXTS += ["shaded", "change"]
 _TEXTS += [f"{step}{end}" for step in ("attempt", "reflection", "retry") for end in ("", "_error", "_finish")]
 _NUMBERS = ["seed", "draw", "attempt_tokens", "reflection_tokens", "retry_tokens"]
 

@@ -114,13 +114,19 @@ def _browse(
     shades: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="tables of `r3-repro shades` that are not beside the episodes")
     ] = None,
+    benchmarks: Annotated[bool, typer.Option("--benchmarks", help="the items of its forgetting run instead")] = False,
 ) -> None:
     "Write a page to filter, search and read episodes in, and to see two arms side by side."
+    from r3_repro.analysis.benchmark_items import write_items_page
     from r3_repro.analysis.browser import write_page
 
     chosen: dict[str, Any] = {"arms": _words(arms), "modes": _words(modes), "seeds": _seeds(seeds) if seeds else ()}
     chosen |= {"limit": limit, "shades": [user_path(s) for s in shades or []]}
     with exit_on_user_error():
+        if benchmarks:
+            if len(sources) > 1 or arms or modes or seeds or shades:
+                raise SettingsError("--benchmarks takes the folder of one model, and neither arms, modes, seeds nor shades")
+            return typer.echo(write_items_page(user_path(sources[0]), user_path(out), title, limit))
         typer.echo(write_page([user_path(s) for s in sources], user_path(out), title, **chosen))
 
 # %% ../../nbs/workflow/cli.ipynb #512d33c8

@@ -13,6 +13,7 @@ from attacks import ATTACKS
 from chromium import PROGRAM, Chromium, chromium
 from test_browser import attacked
 
+from r3_repro.analysis.benchmark_items import write_items_page
 from r3_repro.analysis.browser import browsed_episodes, make_page
 from r3_repro.testing import synthetic_episodes
 
@@ -356,4 +357,27 @@ def test_a_huge_text_is_cut_and_can_be_had_whole(tab: Chromium, tmp_path: Path) 
     assert said(tab, ".more") == ["Show all: 16,007 more characters"]
     tab.click(".more")
     assert said(tab, ".talk .turn:first-of-type pre") == [text] and said(tab, ".more") == []
+    quiet(tab)
+
+
+def test_items_of_benchmarks_are_found_by_what_changed(tab: Chromium, tmp_path: Path) -> None:
+    for model, right in (("vanilla", "1100"), ("r3-seed0", "1010")):
+        (tmp_path / "forgetting/samples" / model).mkdir(parents=True)
+        rows = [
+            {"task": "t", "doc_id": k, "doc_hash": f"h{k}", "doc": {"question": f"{k} + <b>1</b>?", "choices": ["x", "y"]}}
+            | {"target": 1, "resps": [[[-2.0, False]], [[-1.0 - k, False]]], "acc_norm": int(c)}
+            for k, c in enumerate(right)
+        ]
+        (tmp_path / f"forgetting/samples/{model}/HellaSwag.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    write_items_page(tmp_path, tmp_path / "items.html")
+    tab.look(1280, 900)
+    tab.visit((tmp_path / "items.html").as_uri())
+    assert "Reflection" not in said(tab, "#episodes thead th") and not tab.js("document.querySelector('#least')")
+    tab.choose("#by-change", "lost ")
+    found(tab, 1)
+    tab.click("#episodes tbody tr")
+    tab.wait(f"{DIALOG}.open")
+    assert said(tab, ".talk h3 .outcome") == ["right", "wrong"]  # vanilla beside r3
+    assert "1 + <b>1</b>?\n(A) x\n(B) y\n\nRight answer: (B)" in said(tab, ".question pre")[0]
+    assert said(tab, ".talk h4") == ["Answerright", "Answerwrong"]
     quiet(tab)

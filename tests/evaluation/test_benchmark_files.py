@@ -17,6 +17,7 @@ from support import DATA, patience
 from test_benchmarks import random_model
 
 import r3_repro
+from r3_repro.analysis.benchmark_items import benchmark_items
 from r3_repro.analysis.forgetting import compare_items, load_results
 from r3_repro.evaluation import benchmark_files, benchmarks
 from r3_repro.evaluation.benchmark_files import benchmark_rows, check_benchmarks, fetch_benchmarks, read_questions, stratum
@@ -211,6 +212,12 @@ def test_two_models_in_three_lines(folder: Path, brief: Path, tmp_path: Path) ->
         for name, score in result["tasks"].items():
             logged = [json.loads(line) for line in (home / f"samples/{result['name']}/{name}.jsonl").open(encoding="utf-8")]
             assert len(logged) == score["n"] and all("resps" in s and s["doc"]["id"] for s in logged)
+    items = benchmark_items(home)
+    for result in results.values():
+        own = items[(items.arm == result["name"])].groupby("task").outcome
+        right = own.agg(lambda outcomes: int((outcomes == "right").sum())).to_dict()
+        assert right == {b: s["correct"].count("1") for b, s in result["tasks"].items()}
+    assert items.prompt.str.contains("\n\nRight answer: .", regex=True).all() and (items.label != "").all()
     assert len(results) == 2 and not list((home / "answers").iterdir())
     stamps = {f: f.stat().st_mtime_ns for f in home.glob("*.json")}
     again = r3_repro.forgetting(model, other, root=tmp_path / "runs", **how)

@@ -3,6 +3,7 @@
 
 const FACETS = {
   task: "Task", model: "Model", arm: "Arm", seed: "Seed", mode: "Mode", draw: "Draw", outcome: "Outcome",
+  change: "Beside vanilla",
   attempt_error: "Error of the attempt", retry_error: "Error of the retry", variety: "Kind of reflection", shaded: "Shaded",
 };
 const SEARCHED = ["label", "problem_id", "attempt", "reflection", "retry"];
@@ -99,7 +100,8 @@ function setUpFilters() {
   const names = Object.keys(FACETS).filter((n) => data.columns[n].values.filter((v) => v !== "").length > 1);
   const unit = counted() ? "tokens" : "characters";
   const field = (id, label) => make("label", {}, label, make("input", { type: "number", id, min: 0, inputMode: "numeric" }));
-  $("facets").append(...names.map(facet), field("least", `Reflection, at least (${unit})`), field("most", `at most (${unit})`));
+  const lengths = reflected() ? [field("least", `Reflection, at least (${unit})`), field("most", `at most (${unit})`)] : [];
+  $("facets").append(...names.map(facet), ...lengths);
   $("more").open = innerWidth > 760;
   let timer;
   const later = () => { clearTimeout(timer); timer = setTimeout(update, 150); };
@@ -108,6 +110,7 @@ function setUpFilters() {
   $("filters").addEventListener("submit", (e) => e.preventDefault());
 }
 
+const reflected = () => data.columns.reflection.values.length > 0;
 const counted = () => data.columns.reflection_tokens.values.length > 0; // else a length is that of the text
 const length = (i) => (counted() ? get("reflection_tokens", i) : get("reflection", i)?.length) ?? null;
 
@@ -150,9 +153,11 @@ const SMALL = { className: "small" }; // not on a narrow screen
 const COLUMNS = [
   ["label", "Problem", { cellType: "th" }], ["task", "Task", SMALL, true], ["model", "Model", SMALL, true], ["arm", "Arm", {}],
   ["seed", "Seed", { type: "num", ...SMALL }], ["mode", "Mode", SMALL, true], ["draw", "Draw", { type: "num", ...SMALL }, true],
-  ["outcome", "Outcome", {}], ["attempt_error", "Error", SMALL], ["reflection", "Reflection", { className: "text" }],
-  ["reflection_tokens", "Tokens", { type: "num", ...SMALL }], ["variety", "Kind", SMALL],
+  ["outcome", "Outcome", {}], ["change", "Beside vanilla", SMALL, true], ["attempt_error", "Error", SMALL, true],
+  ["reflection", "Reflection", { className: "text" }], ["reflection_tokens", "Tokens", { type: "num", ...SMALL }],
+  ["variety", "Kind", SMALL],
 ];
+const OF_REFLECTIONS = ["reflection", "reflection_tokens", "variety"];
 
 function cell(name, value) {
   if (value === null || value === "") return document.createTextNode(value === "" && name === "reflection" ? EMPTY : "–");
@@ -163,7 +168,8 @@ function cell(name, value) {
 const outcome = (value) => make("span", { className: `outcome ${value.replaceAll(/[ ,]+/g, "-")}` }, value);
 
 function setUpTable() {
-  const columns = COLUMNS.filter(([name, , , optional]) => !optional || several(name)).map(([name, title, more]) => ({
+  const there = ([name, , , optional]) => (OF_REFLECTIONS.includes(name) ? reflected() : !optional || several(name));
+  const columns = COLUMNS.filter(there).map(([name, title, more]) => ({
     title, data: null, searchable: false, type: "string", ...more,
     render: (_, kind, [i]) => (kind === "display" ? cell(name, get(name, i)) : (get(name, i) ?? (more.type ? -1 : ""))),
   }));
@@ -232,6 +238,7 @@ const hint = (...parts) => make("p", { className: "hint" }, ...parts);
 const ENDS = { // outcome: whether the attempt and the retry were right
   "right at once": { attempt: true }, repaired: { attempt: false, retry: true },
   "failed twice": { attempt: false, retry: false }, "failed, no retry": { attempt: false },
+  right: { attempt: true }, wrong: { attempt: false }, // of a benchmark
 };
 
 function turn(role, title, text, { facts = [], limit = LIMIT, nodes = null } = {}) {
@@ -269,7 +276,8 @@ function talk(i, side) {
   const id = `side-${side}`;
   const out = make("section", { className: "talk" }, make("h3", { id }, short(who(i), 80), " ", outcome(get("outcome", i))));
   out.setAttribute("aria-labelledby", id);
-  out.append(turn("model", "Attempt", get("attempt", i), { facts: facts("attempt", i) }));
+  out.append(turn("model", reflected() ? "Attempt" : "Answer", get("attempt", i), { facts: facts("attempt", i) }));
+  if (!reflected()) return out;
   if (get("reflection", i) === null && get("retry", i) === null) {
     out.append(hint("No reflection and no retry."));
     return out;
@@ -306,7 +314,7 @@ function show(i) {
   const both = make("div", { className: sides.length > 1 ? "sides two" : "sides" }, ...sides.map(talk));
   const missing = "What training did to each token is not stored here, so reflections are not shaded: r3-repro shades stores it.";
   const apart = "Only reflections with stored shades are coloured: filter by Shaded to find them.";
-  const note = sides.some((s) => data.pieces?.[s]) ? [] : [hint(data.pieces ? apart : missing)];
+  const note = !reflected() || sides.some((s) => data.pieces?.[s]) ? [] : [hint(data.pieces ? apart : missing)];
   $("content").replaceChildren(make("section", { className: "question" }, make("h3", {}, "Problem"), question), both, ...note);
   $("before").disabled = at < 1;
   $("after").disabled = at < 0 || at + 1 >= list.length;
