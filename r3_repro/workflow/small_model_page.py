@@ -25,8 +25,8 @@ def calls_line(
     ok = episodes.attempt_ok.astype(bool)
     with_call, without = ok[~none], ok[none]
     return (
-        f"Of the {len(with_call)} problems of function calling that expect a call, {with_call.sum()} were right at the first try; "
-        f"of the {len(without)} for which no tool fits, {without.sum()}: there any text without a call is right."
+        f"Of the {len(with_call)} problems of function calling that expect a call, {with_call.sum()} were right at the first "
+        f"try; of the {len(without)} for which no tool fits, {without.sum()}: there any text without a call is right."
     )
 
 
