@@ -207,7 +207,7 @@ def _gate(
 def _warm_start(
     run: Run,
     out: Annotated[str, typer.Option(help="folder of the started model")],
-    report: Annotated[str, typer.Option(help="folder of its gate and criteria [gate, in the folder of the model]")] = "",
+    report: Annotated[str, typer.Option(help="folder of its gate and criteria [beside the model: …-gate]")] = "",
     problems: Annotated[int, typer.Option(min=1, help="of the training split, taught")] = 400,
     epochs: Annotated[int, typer.Option(min=1, help="times that each turn is taught")] = 2,
     learning_rate: Annotated[float, typer.Option(min=0, help="at its peak")] = 5e-5,
@@ -217,7 +217,7 @@ def _warm_start(
 
     started = user_path(out)
     warm_start(run, started, WarmStart(problems, epochs, learning_rate=learning_rate))
-    found, checks = examine_start(run, started, user_path(report) if report else started / "gate")
+    found, checks = examine_start(run, started, user_path(report) if report else started.with_name(f"{started.name}-gate"))
     lines = [f"{c.criterion}: {c.found:.1%}, wanted {c.wanted}" for c in checks.itertuples()]
     return "\n".join([str(found), *lines, f"start: {'passes' if checks.passed.all() else 'does not pass'}"])
 

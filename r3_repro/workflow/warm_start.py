@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['MICRO_BATCH', 'GATE_PROBLEMS', 'SOLUTIONS_ALONE', 'Turn', 'taught_turns', 'encode_taught', 'WarmStart',
-           'start_arguments', 'teach', 'started_episodes', 'check_start', 'warm_start', 'wordless', 'start_checks',
-           'examine_start']
+           'taught_order', 'start_arguments', 'teach', 'started_episodes', 'check_start', 'start_recipe', 'warm_start',
+           'wordless', 'start_checks', 'examine_start']
 
 # %% ../../nbs/workflow/warm_start.ipynb #46bb40cb
 import json
 import re
-import tempfile
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 from r3_repro.data import load_split
 from r3_repro.engines.chat import load_tokenizer, to_token_ids
@@ -29,6 +30,7 @@ from r3_repro.reporting.tables import save_table
 from r3_repro.runs.identity import model_hash, task_hash
 from r3_repro.runs.layout import Run, model_path_for, provenance
 from r3_repro.tasks.base import Message, Problem, Task, attempt_messages, get_task, reflection_messages, retry_messages
+from r3_repro.training.callbacks import MARKER, resume_point
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import atomic_folder, check_writable, timed, write_json, write_parquet
 from r3_repro.utils.hashing import digest
@@ -90,29 +92,48 @@ MICRO_BATCH = 4
 "Turns run at once."
 
 
-def start_arguments(how: WarmStart, folder: str) -> TrainingArguments:
-    "Arguments of the supervised training, in float32; turns of like length are run together."
+def taught_order(lengths: list[int], how: WarmStart) -> list[int]:
+    "The turns of all epochs in the order in which they are taught: shuffled, those of a batch by length to save padding."
+    out = []
+    for epoch in range(how.epochs):
+        order = np.random.default_rng([how.seed, epoch]).permutation(len(lengths)).tolist()
+        for k in range(0, len(order), how.batch):
+            out += sorted(order[k : k + how.batch], key=lambda j: lengths[j])
+    return out
+
+# %% ../../nbs/workflow/warm_start.ipynb #14aab154
+def start_arguments(how: WarmStart, folder: Path) -> TrainingArguments:
+    "Arguments of the supervised training, in float32, on rows that are in their order."
     return TrainingArguments(
-        output_dir=folder, num_train_epochs=how.epochs, per_device_train_batch_size=MICRO_BATCH,
+        output_dir=str(folder / "checkpoints"), num_train_epochs=1, per_device_train_batch_size=MICRO_BATCH,
         gradient_accumulation_steps=max(1, how.batch // MICRO_BATCH), learning_rate=how.learning_rate, warmup_steps=0.05,
         lr_scheduler_type="cosine", weight_decay=0.0, max_grad_norm=1.0, seed=how.seed, logging_steps=5,
-        train_sampling_strategy="group_by_length", save_strategy="no", report_to="none", remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False, bf16=False,
+        train_sampling_strategy="sequential", save_strategy="steps", save_steps=20, save_total_limit=1, report_to="none",
+        remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False, bf16=False,
     )  # fmt: skip
 
 # %% ../../nbs/workflow/warm_start.ipynb #240e86c9
+class _Marked(TrainerCallback):
+    "Marks a checkpoint that was written to its end."
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARKER).touch()
+
+
 def teach(
     path: str,  # of the model: folder or hub name
     rows: list[dict[str, list[int]]],  # from `encode_taught`
     how: WarmStart,
     out: Path,  # folder of the taught model
+    scratch: Path,  # folder of checkpoints, from which a training that was killed goes on
 ) -> list[dict[str, float]]:
     "Train a copy of a model on turns and save it with its tokenizer; returns step and loss."
     model, tokenizer = load_model(path, "float32").train(), load_tokenizer(path)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        collate = DataCollatorForSeq2Seq(tokenizer, padding=True)
-        trainer = Trainer(model, start_arguments(how, scratch), collate, rows, processing_class=tokenizer)
-        trainer.train()
+    collate, args = DataCollatorForSeq2Seq(tokenizer, padding=True), start_arguments(how, scratch)
+    ordered = [rows[k] for k in taught_order([len(r["labels"]) for r in rows], how)]
+    trainer = Trainer(model, args, collate, ordered, processing_class=tokenizer, callbacks=[_Marked()])
+    last = resume_point(scratch)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
     return [{"step": x["step"], "loss": x["loss"]} for x in trainer.state.log_history if "loss" in x]
@@ -153,26 +174,33 @@ def check_start(
         raise SettingsError(f"{problems} problems and {GATE_PROBLEMS} for the gate, but train_size = {there}: take fewer")
 
 # %% ../../nbs/workflow/warm_start.ipynb #777e5a02
+def start_recipe(out: Path) -> Path:
+    "The file beside a started model that says how it was made: what is in the folder is hashed as the model."
+    return out.with_name(f"{out.name}.recipe.json")
+
+
 def warm_start(
     run: Run,  # profile, task and model
     out: Path,  # folder of the started model
     how: WarmStart | None = None,  # default: `WarmStart()`
 ) -> dict[str, Any]:
-    "Teach a copy of the run's model, saved in `out` with its recipe, which is returned; raises what `check_start` does."
+    "Teach a copy of the run's model and save it, with its recipe beside it, which is returned; raises as `check_start`."
     how, run, seconds = how or WarmStart(), Run(run.profile, "vanilla", 0, run.root), dict[str, float]()
     task, path = get_task(run.profile.task), model_path_for(run)
     check_start(task, how.problems, len(load_split(run, "train")))
     check_writable(out)
     with timed(seconds, "episodes"):
         turns = taught_turns(task, started_episodes(run, how.problems), run.profile.retry_turn)
-    tokenizer = load_tokenizer(path)
+    tokenizer, made_of = load_tokenizer(path), [model_hash(path), asdict(how), [asdict(t) for t in turns]]
+    scratch = run.model_dir / "warm_start" / digest(made_of)
     with atomic_folder(out) as part:
         with timed(seconds, "training"):
-            log = teach(path, [encode_taught(tokenizer, t) for t in turns], how, part)
+            log = teach(path, [encode_taught(tokenizer, t) for t in turns], how, part, scratch)
         counts = pd.Series([t.kind for t in turns]).value_counts().to_dict()
         recipe = {"base": model_hash(path), "how": asdict(how), "turns": counts, "log": log, "seconds": seconds}
         recipe |= {"profile": run.profile.model_dump(mode="json"), **provenance()}
-        write_json(part / "warm_start.json", recipe)
+    write_json(start_recipe(out), recipe)
+    shutil.rmtree(scratch)
     return recipe
 
 # %% ../../nbs/workflow/warm_start.ipynb #706a6149
@@ -220,5 +248,5 @@ def examine_start(
     passed = "passes" if checks.passed.all() else "does not pass"
     shown = checks.assign(found=[f"{v:.1%}" for v in checks.found], passed=["yes" if p else "no" for p in checks.passed])
     save_table(shown, out, "start", f"Criteria of the supervised start of {started.name}: it {passed}.", checks)
-    write_json(out / "warm_start.json", json.loads((started / "warm_start.json").read_text("utf-8")))
+    write_json(out / "recipe.json", json.loads(start_recipe(started).read_text("utf-8")))
     return found, checks
