@@ -42,7 +42,7 @@ def main() -> None:
     ap.add_argument("folders", nargs="+", type=Path, help="of models in a run tree, or of trainings")
     ap.add_argument("--out", type=Path, help="folder for table, samples and manifest")
     a = ap.parse_args()
-    found = [f for folder in a.folders for f in training_folders(folder)]
+    made, found = provenance(), [f for folder in a.folders for f in training_folders(folder)]
     table = pd.DataFrame([training_row(f) for f in found])
     shown = table.drop(columns=["share", "low", "high"])
     shown.insert(7, "right, %", show_intervals(table, "share"))
@@ -52,7 +52,7 @@ def main() -> None:
         samples = {f"{f.parent.parent.parent.name}/{f.name}": read_jsonl(f / "samples.jsonl") for f in found}
         write_json(a.out / "samples.json", samples)
         kept = {name: [json.loads((f / f"{name}.json").read_text("utf-8")) for f in found] for name in ("identity", "settings")}
-        write_json(a.out / "manifest.json", provenance() | kept)
+        write_json(a.out / "manifest.json", made | kept)
 
 
 if __name__ == "__main__":
