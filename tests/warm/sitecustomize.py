@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 
-FORMS = r"(-u )?(-m (r3_repro|accelerate\.commands\.launch|torch\.distributed\.run)|\S+/tests/\S+\.py)( |$)"
+FORMS = r"(-u )?(-m (r3_repro|ipykernel_launcher|accelerate\.commands\.launch|torch\.distributed\.run)|\S+/tests/\S+\.py)( |$)"
 
 
 def hand_over(address: str, argv: list[str]) -> None:

@@ -45,7 +45,7 @@ def test_the_example_task_goes_through_every_stage(tmp_path: Path, monkeypatch: 
     assert "| sorting |" in (run.model_dir / "tables/verdicts.md").read_text("utf-8")
 
 
-def test_a_notebook_and_its_stage_take_relative_paths(tmp_path: Path) -> None:
+def test_a_notebook_and_its_stage_take_relative_paths(tmp_path: Path, warm: dict[str, str]) -> None:
     "Settings, source, model, run tree and a task of one's own, from the folder in which papermill is started."
     (tmp_path / "sorting.py").write_text(own_task(), "utf-8")
     rows = [{"target": 2 * a + b, "nums": [a, 2, b]} for a in range(1, 12) for b in range(1, 11)]
@@ -54,7 +54,8 @@ def test_a_notebook_and_its_stage_take_relative_paths(tmp_path: Path) -> None:
     own = "[mine]\nbased_on = smoke\nmodel = models/own\n[mine.countdown]\nsource = rows.jsonl\ntrain_size = 40\ntest_size = 8\n"
     own += "sizes = 3\nlow = 1\nhigh = 100\ntarget_low = 1\ntarget_high = 200\n"
     (tmp_path / "own.ini").write_text(own, "utf-8")
-    env = environment(tmp_path, R3_SETTINGS="own.ini", R3_ROOT="tree")
+    forked = {k: v for k, v in warm.items() if k.startswith(("WARM_", "PYTHONPATH"))}
+    env = environment(tmp_path, R3_SETTINGS="own.ini", R3_ROOT="tree") | forked
     for more in ([], ["-p", "task", "sorting:TASK", "-p", "root", "other"]):
         args = [str(REPOSITORY / "nbs/01_datasets.ipynb"), "out.ipynb", "-p", "profile", "mine", *more]
         done = command("papermill", *args, cwd=tmp_path, env=env)

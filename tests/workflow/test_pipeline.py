@@ -215,7 +215,7 @@ def test_a_notebook_without_parameters_takes_none() -> None:
         (["--task", "cuntdown"], "unknown task"),
         (["--model", "no/such/model"], "no such folder"),
         (["--model", "nbs/model"], "exists, 'model' in it does not"),
-        (["--model", "models/qwen"], "taken for a model of the hub"),
+        (["--model", "nobody/qwen"], "taken for a model of the hub"),
     ],
 )
 def test_a_wrong_run_is_refused_before_anything_is_written(args: list[str], said: str, tmp_path: Path) -> None:

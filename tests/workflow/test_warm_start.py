@@ -11,7 +11,7 @@ from r3_repro.utils.errors import SettingsError
 from r3_repro.workflow import warm_start
 from r3_repro.workflow.warm_start import WarmStart
 
-HOW = WarmStart(problems=24, epochs=12, batch=16, learning_rate=1e-3)
+HOW = WarmStart(problems=24, epochs=7, batch=16, learning_rate=1e-3)
 
 
 def run(root: Path) -> Run:
