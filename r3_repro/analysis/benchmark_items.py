@@ -21,13 +21,18 @@ from r3_repro.utils.files import atomic
 
 
 # %% ../../nbs/analysis/benchmark_items.ipynb #05c6cfd5
-def options_of(doc: dict[str, Any]) -> list[str]:
+def options_of(
+    doc: dict[str, Any],  # the row of the benchmark
+) -> list[str]:
     "The given choices of an item; empty if the answer is free."
     given: Any = next((doc[k] for k in ("options", "choices", "endings") if doc.get(k)), [])
     return [str(x) for x in (given.get("text", []) if isinstance(given, dict) else given)]
 
 
-def item_question(doc: dict[str, Any], target: Any) -> str:
+def item_question(
+    doc: dict[str, Any],  # the row of the benchmark
+    target: Any,  # the right answer, or the place of the right choice
+) -> str:
     "An item as a reader sees it: question, choices, right answer."
     text = next((str(doc[k]) for k in ("question", "query", "problem", "ctx") if doc.get(k)), "")
     text = text or json.dumps(doc, ensure_ascii=False)
@@ -36,7 +41,9 @@ def item_question(doc: dict[str, Any], target: Any) -> str:
     return "\n".join([text, *choices, "", f"Right answer: {right}"])
 
 
-def item_answer(sample: dict[str, Any]) -> str:
+def item_answer(
+    sample: dict[str, Any],  # a logged item
+) -> str:
     "What the model wrote, or each choice with its log-likelihood, the highest first."
     said = [r[0] if isinstance(r, list) and len(r) == 1 else r for r in sample["resps"]]
     if said and isinstance(said[0], str):
