@@ -1905,6 +1905,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'r3_repro.runs.identity.task_hash': ('runs/identity.html#task_hash', 'r3_repro/runs/identity.py')},
             'r3_repro.runs.launch': { 'r3_repro.runs.launch._as_ini': ('runs/launch.html#_as_ini', 'r3_repro/runs/launch.py'),
                                       'r3_repro.runs.launch._as_written': ('runs/launch.html#_as_written', 'r3_repro/runs/launch.py'),
+                                      'r3_repro.runs.launch._last_line': ('runs/launch.html#_last_line', 'r3_repro/runs/launch.py'),
                                       'r3_repro.runs.launch._read_output': ('runs/launch.html#_read_output', 'r3_repro/runs/launch.py'),
                                       'r3_repro.runs.launch._refusals': ('runs/launch.html#_refusals', 'r3_repro/runs/launch.py'),
                                       'r3_repro.runs.launch._strip_torchrun_noise': ( 'runs/launch.html#_strip_torchrun_noise',

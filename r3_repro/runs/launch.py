@@ -8,6 +8,7 @@ __all__ = ['stage_args', 'stage_command', 'run_stage', 'launch', 'max_parallel_j
 # %% ../../nbs/runs/launch.ipynb #409d9257
 import contextlib
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -73,6 +74,16 @@ def _strip_torchrun_noise(lines: list[str]) -> list[str]:
     report = next((i for i, line in enumerate(lines) if "torch/distributed/elastic/multiprocessing/api.py" in line), None)
     return [line for line in lines[:report] if "/torch/distributed/elastic/" not in line]
 
+
+_NATIVE = re.compile(r"\s*(frame #\d+: |Exception raised from |\[[EFIW]\d+ )")
+"How torch's C++ begins the lines of a warning, as that another machine has gone, which may come after a stage's own last line."
+
+
+def _last_line(lines: list[str]) -> str:
+    "The last line that a stage wrote itself; empty if there is none."
+    said = [line.strip() for line in _strip_torchrun_noise(lines) if line.strip() and not _NATIVE.match(line)]
+    return said[-1] if said else ""
+
 # %% ../../nbs/runs/launch.ipynb #78b49267
 def _read_output(
     process: subprocess.Popen,  # its output is a pipe
@@ -114,8 +125,7 @@ def run_stage(
         raise RuntimeError(
             f"stage {stage!r} failed with exit code {code}; its last lines:\n{''.join(_strip_torchrun_noise(tail)[-40:])}"
         )
-    said = [line.strip() for line in _strip_torchrun_noise(tail) if line.strip()]
-    return said[-1] if said else f"{stage}: done"
+    return _last_line(tail) or f"{stage}: done"
 
 # %% ../../nbs/runs/launch.ipynb #795ca174
 def launch(
