@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MICRO_BATCH', 'GATE_PROBLEMS', 'SOLUTIONS_ALONE', 'Turn', 'taught_turns', 'encode_taught', 'WarmStart',
-           'taught_order', 'start_arguments', 'teach', 'started_episodes', 'check_start', 'start_recipe', 'warm_start',
-           'wordless', 'start_checks', 'examine_start']
+           'taught_order', 'start_arguments', 'teach', 'started_episodes', 'check_start', 'start_recipe', 'known_start',
+           'warm_start', 'wordless', 'start_checks', 'examine_start']
 
 # %% ../../nbs/workflow/warm_start.ipynb #46bb40cb
 import json
+import os
 import re
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -179,6 +180,17 @@ def start_recipe(out: Path) -> Path:
     return out.with_name(f"{out.name}.recipe.json")
 
 
+def known_start(
+    out: Path,  # folder of the started model
+    made_of: dict[str, Any],  # base, how and profile
+) -> dict[str, Any] | None:
+    "The recipe of a finished start that was made of the same; None if there is none."
+    if not (out.is_dir() and start_recipe(out).is_file()):
+        return None
+    recipe = json.loads(start_recipe(out).read_text("utf-8"))
+    return recipe if all(recipe[k] == v for k, v in made_of.items()) else None
+
+# %% ../../nbs/workflow/warm_start.ipynb #fc0477a2
 def warm_start(
     run: Run,  # profile, task and model
     out: Path,  # folder of the started model
@@ -189,16 +201,17 @@ def warm_start(
     task, path = get_task(run.profile.task), model_path_for(run)
     check_start(task, how.problems, len(load_split(run, "train")))
     check_writable(out)
+    made = {"base": model_hash(path), "how": asdict(how), "profile": run.profile.model_dump(mode="json")}
+    if known := known_start(out, made):
+        return known
     with timed(seconds, "episodes"):
         turns = taught_turns(task, started_episodes(run, how.problems), run.profile.retry_turn)
-    tokenizer, made_of = load_tokenizer(path), [model_hash(path), asdict(how), [asdict(t) for t in turns]]
-    scratch = run.model_dir / "warm_start" / digest(made_of)
+    tokenizer, scratch = load_tokenizer(path), run.model_dir / "warm_start" / digest([made, [asdict(t) for t in turns]])
     with atomic_folder(out) as part:
         with timed(seconds, "training"):
             log = teach(path, [encode_taught(tokenizer, t) for t in turns], how, part, scratch)
         counts = pd.Series([t.kind for t in turns]).value_counts().to_dict()
-        recipe = {"base": model_hash(path), "how": asdict(how), "turns": counts, "log": log, "seconds": seconds}
-        recipe |= {"profile": run.profile.model_dump(mode="json"), **provenance()}
+        recipe = made | {"turns": counts, "log": log, "seconds": seconds} | provenance()
     write_json(start_recipe(out), recipe)
     shutil.rmtree(scratch)
     return recipe
@@ -242,7 +255,7 @@ def examine_start(
     out: Path,  # folder of the report
 ) -> tuple[Gate, pd.DataFrame]:
     "The gate and the criteria of a started model, stored with the recipe of the start."
-    model = replace(run, profile=run.profile.model_copy(update={"model": str(started)}))
+    model = replace(run, profile=run.profile.model_copy(update={"model": os.path.relpath(started)}))
     found = gate(model, GATE_PROBLEMS, out)
     checks = start_checks(found.rows, pd.read_parquet(out / "episodes.parquet"))
     passed = "passes" if checks.passed.all() else "does not pass"

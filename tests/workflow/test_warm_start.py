@@ -35,6 +35,8 @@ def test_a_start_that_is_killed_ends_with_the_same_weights(tmp_path: Path, monke
     monkeypatch.setattr(warm_start, "run_episodes", lambda *_: pytest.fail("generated again"))
     again = warm_start.warm_start(run(tmp_path / "cut"), tmp_path / "b", HOW)
     assert model_hash(str(tmp_path / "b")) == model_hash(str(tmp_path / "a")) != made["base"]
+    monkeypatch.setattr(warm_start, "teach", lambda *_: pytest.fail("taught again"))
+    assert warm_start.warm_start(run(tmp_path / "cut"), tmp_path / "b", HOW) == again, "a finished start is not made again"
     assert again["log"] == made["log"] and made["log"][-1]["step"] > 20 and again["turns"] == made["turns"]
     assert [f.suffix for f in run(tmp_path / "cut").model_dir.glob("warm_start/*")] == [".parquet"], "checkpoints are left"
 
