@@ -36,10 +36,18 @@ def gate_calls() -> Markdown:
     file = find_home() / "results/benchmarks/capability_gate/smollm2-function_calling/episodes.parquet"
     return Markdown(calls_line(pd.read_parquet(file)) if file.is_file() else "")
 
+# %% ../../nbs/workflow/small_model_page.ipynb #e7cad6ab
+def _alike(t: pd.DataFrame, samples: dict[str, list[dict[str, Any]]]) -> str:
+    "Says if trainings drew the same completions, which then count once."
+    distinct = len({json.dumps(rows) for rows in samples.values()})
+    different = f"{t.retries.sum() * distinct // len(t):,} of the retries are different"
+    return "" if distinct == len(t) else f" Arms of a seed drew the same completions, as nothing was paid: {different}."
+
 # %% ../../nbs/workflow/small_model_page.ipynb #4f349287
 def unpaid_summary(
     t: pd.DataFrame,  # trainings.csv
-    folder: str,  # link to its folder
+    samples: dict[str, list[dict[str, Any]]],  # samples.json: what each training drew, by task and training
+    folder: str,  # link to the folder of both
 ) -> str:
     "What trainings did that were never paid, in sentences with a table."
     rows = t.assign(**{"right retries": [show_interval(r.share, r.low, r.high) + f" % of {r.retries}" for r in t.itertuples()]})
@@ -50,17 +58,21 @@ def unpaid_summary(
     ended = "ended by themselves" if t["ended by"].str.startswith("steps ").all() else "ended"
     return (
         f"{len(t)} trainings {ended} {steps} of {t['of'].max()} steps, with {t.right.sum()} right retries of "
-        f"{t.retries.sum():,} and {moved} ([table]({folder}/trainings.md), [what the model wrote]({folder}/samples.json)).\n\n"
-        + rows.to_markdown(index=False)
+        f"{t.retries.sum():,} and {moved} ([table]({folder}/trainings.md), [what the model wrote]({folder}/samples.json))."
+        f"{_alike(t, samples)}\n\n" + rows.to_markdown(index=False)
     )
 
-
+# %% ../../nbs/workflow/small_model_page.ipynb #96feedb2
 def stage_a() -> Markdown:
     "The sentences on stage A; says so if nothing is stored."
     folder = find_home() / "results/benchmarks/small_model_as_it_is"
     if not (folder / "trainings.csv").is_file():
         return Markdown("Nothing is stored yet.")
-    return Markdown(unpaid_summary(pd.read_csv(folder / "trainings.csv"), from_nbs(folder)))
+    return Markdown(
+        unpaid_summary(
+            pd.read_csv(folder / "trainings.csv"), json.loads((folder / "samples.json").read_text("utf-8")), from_nbs(folder)
+        )
+    )
 
 # %% ../../nbs/workflow/small_model_page.ipynb #9abfcd17
 def start_summary(
