@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
+from r3_repro.config import load_profile, model_path
+from r3_repro.engines.chat import load_tokenizer
 from r3_repro.runs.identity import model_hash
 from r3_repro.runs.layout import Run, open_run
+from r3_repro.tasks.base import user
 from r3_repro.utils.errors import SettingsError
 from r3_repro.workflow import warm_start
 from r3_repro.workflow.warm_start import WarmStart
@@ -45,3 +48,14 @@ def test_problems_of_the_gate_are_not_taught(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="41 problems and 100 for the gate, but train_size = 140"):
         warm_start.warm_start(run(tmp_path), tmp_path / "a", WarmStart(problems=41))
     assert not (tmp_path / "a").exists()
+
+
+def test_nothing_but_the_turn_is_taught() -> None:
+    tokenizer = load_tokenizer(model_path(load_profile("smoke")))
+    row = warm_start.encode_taught(tokenizer, warm_start.Turn("answer", [user("2 + 2?")], "4"))
+    taught = [i for i in row["labels"] if i != -100]
+    assert (
+        row["input_ids"][-len(taught) :]
+        == taught
+        == [*tokenizer("4", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    )
