@@ -123,6 +123,9 @@ def link_files(app: Sphinx, doctree: nodes.document) -> None:
         path = Path(app.srcdir, here).parent.joinpath(target).resolve()
         if node.get("reftype") != "myst" or not path.exists() or not path.is_relative_to(HOME):
             continue
+        if path.is_file() and b"\0" in path.read_bytes():
+            logging.getLogger(__name__).warning("%s is not text: link to its folder", path.relative_to(HOME), location=node)
+            continue
         to = app.builder.get_relative_uri(here, f"files/{path.relative_to(HOME)}")
         if test := node.astext().partition("::")[2]:  # the label of a test: FILE::NAME
             to += f"#{test}"

@@ -295,13 +295,14 @@ def test_links_in_code_are_left_alone(small: str) -> None:
 
 
 def test_a_link_to_nothing_fails(tmp_path: Path) -> None:
-    "In text and in outputs: a page, a section, a file, a test."
-    here = os.path.relpath(__file__, tmp_path / "nbs")
+    "In text and in outputs: a page, a section, a file, a test, a file that no page can show."
+    here, binary = os.path.relpath(__file__, tmp_path / "nbs"), "results/shades/tiny-study/countdown/tiny-a/r3-seed0.parquet"
     named = {
         "no_such.ipynb": "[this](no_such.ipynb)",
         "No-such-section": "[this](index.ipynb#No-such-section)",
         "no_such_file": "[this](../no_such_file.csv)",
         "test_no_such": f"[test_site.py::test_no_such]({here})",
+        "is not text": f"[this]({os.path.relpath(REPOSITORY / binary, tmp_path / 'nbs')})",
     }
     cells = [cell for link in named.values() for cell in (new.new_markdown_cell(link), code("1", markdown_output(link)))]
     done = one_page(tmp_path, *cells)
