@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ITEMS', 'PROTOCOL', 'question_row', 'is_local', 'questions', 'local_task', 'check_scorer', 'load_tasks',
-           'graded_rows', 'example_item', 'graded_item', 'requests_of', 'prompt_limits', 'request_sizes',
-           'longest_request', 'protocol_of', 'config_hash', 'keep_samples', 'run_benchmark', 'models_of',
-           'is_benchmarked', 'benchmark_model', 'run_benchmarks', 'timed_benchmark', 'dry_run_benchmarks', 'forgetting']
+           'graded_rows', 'example_item', 'guess_chance', 'graded_item', 'requests_of', 'prompt_limits',
+           'request_sizes', 'longest_request', 'protocol_of', 'config_hash', 'keep_samples', 'run_benchmark',
+           'models_of', 'is_benchmarked', 'benchmark_model', 'run_benchmarks', 'timed_benchmark', 'dry_run_benchmarks',
+           'forgetting']
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #54e4aacb
 import hashlib
@@ -25,7 +26,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from r3_repro.analysis.forgetting import arm_difference, compare_items, forgetting_judgement
+from r3_repro.analysis.forgetting import arm_difference, compare_items, forgetting_judgement, score_table
 from r3_repro.analysis.protocol import protocol_digest
 from r3_repro.config import Profile, model_path
 from r3_repro.evaluation.backends import backend_of, batch_of, chat_renderer, check_backend, open_backend, resumable
@@ -167,6 +168,14 @@ def example_item(
         right = choices[int(right)]
     return {"prompt": asked[0][0], "right": str(right), "said": said, "ok": bool(sample[metric])}
 
+# %% ../../nbs/evaluation/benchmarks.ipynb #32bfd416
+def guess_chance(
+    doc: dict[str, Any],  # one item as lm-eval has it
+) -> float:
+    "Probability that a guess is right: one of the item's choices; 0 where nothing is chosen from a list."
+    choices = doc.get("choices") or doc.get("options") or ()
+    return 1 / len(choices) if choices else 0.0
+
 # %% ../../nbs/evaluation/benchmarks.ipynb #a2267808
 def graded_item(
     benchmark: Benchmark,
@@ -185,6 +194,7 @@ def graded_item(
     score["stderr"] = math.sqrt(value * (1 - value) / (n - 1)) if n > 1 else math.nan
     score["correct"] = "".join(str(int(c)) for c in correct)
     score["items"] = digest([(task, s["doc_id"], s["doc_hash"]) for task, s in rows])
+    score["chance"] = sum(guess_chance(s["doc"]) for _, s in rows) / n
     return score | {"examples": [example_item(s, metric) for _, s in rows[:4]]}
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #d49ce641
@@ -452,7 +462,7 @@ def forgetting(
     root: str | Path = "",  # folder of the run tree; "" = as `open_run`
     **settings: Any,  # of a profile, such as benchmarks, forgetting_limit, engine (default transformers) and dtype
 ) -> pd.DataFrame:
-    "Compare two models on the published benchmarks, item by item: scores, differences with 95% intervals, judgements."
+    "Compare two models item by item: scores, differences with 95% intervals, judgements, p values of tests against guessing."
     named = tasks if isinstance(tasks, str) else " ".join(tasks)
     settings = {"forgetting_tasks": named, "engine": "transformers"} | settings
     home = root_folder(str(root)) / "pairs" / digest(str(sorted(settings.items())))  # where no other protocol's results are
@@ -464,6 +474,8 @@ def forgetting(
     before, after = (json.loads((run.model_dir / "forgetting" / f"{n}.json").read_text("utf-8")) for n in models)
     table = compare_items(before, after).drop(columns=["arm", "seed"])
     found = [arm_difference(before, [after], task) for task in table["task"]]
-    return table.assign(
+    table = table.assign(
         low=[f.low for f in found], high=[f.high for f in found], judgement=[forgetting_judgement(f) for f in found]
     )
+    one, two = score_table({"before": before}), score_table({"after": after})
+    return table.assign(chance=one["chance"], p_before=one["p"], p_after=two["p"])

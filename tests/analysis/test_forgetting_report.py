@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support import patience
 
-from r3_repro.analysis.forgetting import by_arm, load_results, make_forgetting
+from r3_repro.analysis.forgetting import by_arm, load_results, make_forgetting, score_table, shown_scores
 from r3_repro.tasks.suites import SKILLS
 from r3_repro.utils.errors import SettingsError
 
@@ -56,6 +56,18 @@ def test_unlike_examinations_are_refused(tmp_path: Path, key: str, value: str) -
     (after["tasks"]["geography"] if key == "config" else after["hashes"])[key] = value
     with pytest.raises(ValueError, match=r"examined alike|configured differently"):
         by_arm(results)
+
+
+def test_who_is_at_chance_is_said_by_a_test(tmp_path: Path) -> None:
+    "With four choices, 30 right of 100 may be luck and 35 are not; the result's own chance goes before the suite's."
+    results = load_results(store(tmp_path) / "forgetting")
+    vanilla = {"vanilla": results["vanilla"]}
+    for right, lucky in ((30, True), (35, False)):
+        results["vanilla"]["tasks"] = {"geography": {"correct": "1" * right + "0" * (100 - right), "n": 100}}
+        cell = shown_scores(score_table(vanilla)).iloc[0, 1]
+        assert cell.endswith(" (at chance)") is lucky, cell
+    results["vanilla"]["tasks"]["geography"]["chance"] = 0.5
+    assert shown_scores(score_table(vanilla)).iloc[:, 1].str.contains("at chance|50.0").all()
 
 
 NO_TORCH = """

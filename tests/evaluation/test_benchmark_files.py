@@ -201,6 +201,9 @@ def test_two_models_in_three_lines(folder: Path, brief: Path, tmp_path: Path) ->
     table = r3_repro.forgetting(model, other, root=tmp_path / "runs", **how)
     assert list(table["task"]) == TASKS.split() and (table["n"] == 3).all()
     assert (table["low"] <= table["difference"]).all() and (table["difference"] <= table["high"]).all()
+    chances = dict(zip(table["task"], table["chance"], strict=True))
+    assert chances["HellaSwag"] == 0.25 and chances["GSM8K"] == 0 and 0.1 <= chances["MMLU-Pro"] <= 1 / 3
+    assert (table["p_before"] <= 1).all() and (table["p_after"] > 0.025).any()  # models made of noise
     (home,) = (tmp_path / "runs").glob("pairs/*/paper/*/*/forgetting")
     results = load_results(home)
     for result in results.values():
