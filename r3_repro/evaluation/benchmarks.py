@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['ITEMS', 'PROTOCOL', 'question_row', 'is_local', 'questions', 'local_task', 'check_scorer', 'load_tasks',
-           'graded_rows', 'example_item', 'guess_chance', 'graded_item', 'requests_of', 'prompt_limits',
-           'request_sizes', 'longest_request', 'protocol_of', 'config_hash', 'keep_samples', 'run_benchmark',
-           'models_of', 'is_benchmarked', 'benchmark_model', 'run_benchmarks', 'timed_benchmark', 'dry_run_benchmarks',
-           'forgetting']
+           'graded_rows', 'example_item', 'graded_item', 'requests_of', 'prompt_limits', 'request_sizes',
+           'longest_request', 'protocol_of', 'config_hash', 'keep_samples', 'run_benchmark', 'models_of',
+           'is_benchmarked', 'benchmark_model', 'run_benchmarks', 'timed_benchmark', 'dry_run_benchmarks', 'forgetting']
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #54e4aacb
 import hashlib
@@ -33,7 +32,7 @@ from r3_repro.evaluation.backends import backend_of, batch_of, chat_renderer, ch
 from r3_repro.evaluation.benchmark_files import Questions, read_questions
 from r3_repro.runs.identity import model_hash
 from r3_repro.runs.layout import Run, model_path_for, open_run, root_folder, trained_runs, write_manifest
-from r3_repro.tasks.suites import SKILLS, TASK_FOLDER, Benchmark, Item, suite_of
+from r3_repro.tasks.suites import SKILLS, TASK_FOLDER, Benchmark, Item, guess_chance, suite_of
 from r3_repro.utils.errors import SettingsError, file_system_fault
 from r3_repro.utils.files import atomic, check_writable, locked, timed, write_json
 from r3_repro.utils.hashing import digest, file_hash
@@ -167,14 +166,6 @@ def example_item(
         said = choices[int(np.argmax([r[0][0] / n for r, n in zip(sample["resps"], length, strict=True)]))]
         right = choices[int(right)]
     return {"prompt": asked[0][0], "right": str(right), "said": said, "ok": bool(sample[metric])}
-
-# %% ../../nbs/evaluation/benchmarks.ipynb #32bfd416
-def guess_chance(
-    doc: dict[str, Any],  # one item as lm-eval has it
-) -> float:
-    "Probability that a guess is right: one of the item's choices; 0 where nothing is chosen from a list."
-    choices = doc.get("choices") or doc.get("options") or ()
-    return 1 / len(choices) if choices else 0.0
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #a2267808
 def graded_item(

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Split', 'BENCHMARK_SUITES', 'TASK_FOLDER', 'COUNTRIES', 'FACTS', 'FACT_TEMPLATES', 'DOING', 'AROUND', 'NAMES',
            'SCENES', 'THINGS', 'STORIES', 'EXPRESSION_FORMS', 'SKILLS', 'Item', 'Skill', 'Benchmark', 'suite_of',
-           'small_hash', 'split_of', 'with_choices', 'geography_items', 'daily_life_item', 'daily_life_items', 'steps',
-           'story_numbers', 'word_problem_items', 'expression_items', 'is_right', 'as_conversation', 'skill_corpus']
+           'guess_chance', 'small_hash', 'split_of', 'with_choices', 'geography_items', 'daily_life_item',
+           'daily_life_items', 'steps', 'story_numbers', 'word_problem_items', 'expression_items', 'is_right',
+           'as_conversation', 'skill_corpus']
 
 # %% ../../nbs/tasks/suites.ipynb #e1fedfe2
 import hashlib
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import r3_repro
 from r3_repro.utils.errors import SettingsError
@@ -103,6 +104,14 @@ def suite_of(
             f"forgetting_tasks = {' '.join(only)}: suite {name} has {', '.join(b.name for b in suite)}, no {min(unknown)}"
         )
     return tuple(b for b in suite if not only or b.name in only)
+
+# %% ../../nbs/tasks/suites.ipynb #4392b6be
+def guess_chance(
+    doc: dict[str, Any],  # one item as lm-eval has it
+) -> float:
+    "Probability that a guess is right: one of the item's choices; 0 where nothing is chosen from a list."
+    choices = doc.get("choices") or doc.get("options") or ()
+    return 1 / len(choices) if choices else 0.0
 
 # %% ../../nbs/tasks/suites.ipynb #f4bec9ba
 def small_hash(*parts: object) -> int:
