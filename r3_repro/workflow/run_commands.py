@@ -194,7 +194,7 @@ def _curve(run: Run) -> str:
 @run_command("gate", "evaluate", leave_out=("arm", "seed"))
 def _gate(
     run: Run,
-    problems: Annotated[int, typer.Option(min=10, help="of the training split")] = 100,
+    problems: Annotated[int, typer.Option(min=10, help="of the training split")] = 250,
     out: Annotated[str, typer.Option(help="folder of the report [gate, beside the model's other results]")] = "",
 ) -> str:
     "Measure in minutes whether the untrained model is able enough: first tries, and retries after its own and a good reflection."

@@ -45,15 +45,15 @@ def opened(monkeypatch: pytest.MonkeyPatch, after: set[str]) -> None:
 def test_what_is_right_decides(
     run: Run, monkeypatch: pytest.MonkeyPatch, after: set[str], verdict: str, right: list[str]
 ) -> None:
-    monkeypatch.setattr(gates, "LEAST_RIGHT", 0.2)  # forty problems decide that
     opened(monkeypatch, after)
-    found = gates.gate(run, 40)
+    run = open_run("smoke", root=str(run.root), train_size=300)
+    found = gates.gate(run)  # as many problems as decide it
     share = found.rows.set_index("what").share
     assert found.verdict == verdict and share["first try"] == share["retry, no reflection"] == 0
     assert [kind for kind in ("own", "good") if share[f"retry, {kind} reflection"] == 1] == right
     assert any("no answer that can be read" in line for line in found.advice)
     manifest = json.loads((run.model_dir / "gate/manifest.json").read_text("utf-8"))
-    assert manifest["verdict"] == verdict and len(pd.read_parquet(run.model_dir / "gate/episodes.parquet")) == 40
+    assert manifest["verdict"] == verdict and len(pd.read_parquet(run.model_dir / "gate/episodes.parquet")) == gates.ENOUGH
 
 
 def test_problems_are_those_of_the_training_split(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
