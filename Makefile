@@ -61,11 +61,7 @@ figures: $(VENV)/.base
 study: $(VENV)/.core
 	$(BIN)/r3-repro study --profile "$(PROFILE)" --task "$(TASK)" --model "$(MODEL)" --seeds "$(SEEDS)" $(if $(ARMS),--arms "$(ARMS)") $(if $(TRANSFER),--transfer) $(if $(CONTROLS),--controls)
 
-# MathJax 3 from npm belongs to the site; without npm a page loads it from its public address.
 docs: $(VENV)/.dev
-	@test -d _docs/npm/mathjax || { mkdir -p _docs/npm && cd _docs && npm pack --silent mathjax@3 >/dev/null \
-	  && tar -xzf mathjax-3.*.tgz package/es5/tex-chtml.js package/es5/output/chtml/fonts && mv package/es5 npm/mathjax; } \
-	  || echo "docs: no MathJax from npm, so that pages with formulas need a network"
 	@rm -rf _docs/html
 	$(BIN)/sphinx-build -q -E -W --keep-going -d _docs/trees -c docs nbs _docs/html
 	@rm -rf _site && mv _docs/html _site

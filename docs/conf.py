@@ -8,7 +8,6 @@ from r3_repro import __version__ as release
 from r3_repro.runs.layout import provenance
 
 HERE = Path(__file__).parent
-NPM = HERE.parent / "_docs/npm"  # MathJax, if `make docs` could get it
 sys.path.insert(0, str(HERE))
 
 made = provenance()
@@ -18,7 +17,7 @@ html_context = {"built_from": f"{release}, {commit}{', changed' if made['git_dir
 project = "r3_repro"
 author = "The r3_repro authors"
 copyright = "the r3_repro authors, Apache-2.0"
-extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx_copybutton", "r3_site"]
+extensions = ["myst_nb", "sphinx_copybutton", "r3_site"]
 
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"  # links in Markdown outputs are resolved as those of the text
@@ -39,7 +38,4 @@ if repository := os.environ.get("GITHUB_REPOSITORY"):  # where the workflow buil
     home = f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{repository}"
     html_theme_options = {"source_edit_link": f"{home}/edit/main/nbs/{{filename}}"}
 pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"
-mathjax_path = "https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-chtml.js"
-if (NPM / "mathjax").is_dir():
-    html_static_path.append(str(NPM))
-    mathjax_path = "mathjax/tex-chtml.js"
+html_math_renderer = "mathml"

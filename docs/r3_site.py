@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
 from pygments.lexers import guess_lexer_for_filename
 from pygments.util import ClassNotFound
@@ -224,26 +225,54 @@ MADE = {
     "episodes": ("Start", "Reflections: browse what the models said"),
     "modules": ("Reference", "Modules"),
     "files/tests": ("Reference", "Tests"),
+    "files/CHANGELOG.md": ("Reference", "Changelog"),
+    "index#Citation": ("Start", "Cite"),
 }
-"Pages that are made from no document: the caption in the side bar under which they come last, and their titles there."
+"What the contents list beside documents: the caption in the side bar under which it comes last, and its title there."
+CAPTION = r'<p class="caption" role="heading"(><span class="caption-text">Library: .*?</span>)</p>'
+LIBRARY = re.compile(CAPTION + r"\s*(<ul.*?</ul>)(?=\s*(?:<p|</div|$))", re.S)
 
 
 def with_made_pages(tree: str, to: Callable[[str], str]) -> str:
     "The contents in the side bar, with the pages that are made from no document."
-    for page, (caption, title) in MADE.items():
-        item = f'<li class="toctree-l1"><a class="reference internal" href="{to(page)}">{title}</a></li>'
+    for target, (caption, title) in MADE.items():
+        page, _, place = target.partition("#")
+        link = to(page) + (f"#{place}" if place else "")
+        item = f'<li class="toctree-l1"><a class="reference internal" href="{link}">{title}</a></li>'
         tree = re.sub(rf'(caption-text">{caption}<.*?)</ul>', rf"\g<1>{item}</ul>", tree, count=1, flags=re.S)
     return tree
+
+
+def folded(tree: str) -> str:
+    "The contents with each package of the library folded, but that of the page."
+
+    def fold(found: re.Match[str]) -> str:
+        shown = " open" if "current-page" in found[2] else ""
+        return f'<details{shown}><summary class="caption"{found[1]}</summary>{found[2]}</details>'
+
+    return LIBRARY.sub(fold, tree)
 
 
 def for_readers_of_all_kinds(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     "What screen readers and keyboards need and the theme leaves out."
     if tree := context.get("furo_navigation_tree"):
         told = with_made_pages(tree, lambda to: app.builder.get_relative_uri(page, to))
-        context["furo_navigation_tree"] = told.replace('role="heading"', 'role="heading" aria-level="2"')
+        context["furo_navigation_tree"] = folded(told).replace('role="heading"', 'role="heading" aria-level="2"')
     if body := context.get("body"):
         body = body.replace("<pre>", '<pre tabindex="0">').replace(' aria-label="Toggle hidden content"', "")
         context["body"] = body.replace('<th class="head"><p></p></th>', "<td></td>").replace("<th></th>", "<td></td>")
+
+
+def write_inline_formula(writer: Any, node: nodes.math) -> None:
+    "A formula as MathML, which browsers draw by themselves."
+    writer.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def write_formula(writer: Any, node: nodes.math_block) -> None:
+    "A formula on a line of its own."
+    writer.body.append(f'<div class="math" tabindex="0">{convert(node.astext(), display="block")}</div>')
+    raise nodes.SkipNode
 
 
 def name_landmarks(app: Sphinx, exception: Exception | None) -> None:
@@ -285,6 +314,7 @@ def write_browser(app: Sphinx, exception: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     "Connect all this with Sphinx."
+    app.add_html_math_renderer("mathml", (write_inline_formula, None), (write_formula, None))
     app.connect("builder-inited", lambda app: vars(app.env).setdefault("r3_files", set()))
     app.connect("source-read", read_notebook)
     app.connect("doctree-read", describe_pictures, priority=400)  # before Sphinx gives them other names

@@ -96,12 +96,19 @@ def test_the_side_bar_groups_the_notebooks_by_package(site: Path) -> None:
         assert f'href="{link}"' in side, notebook
 
 
+def test_the_side_bar_folds_the_packages_but_that_of_the_page(site: Path) -> None:
+    shown = lambda page: re.findall(r"<details open><summary .*?Library: ([^<]+)<", (site / page).read_text("utf-8"))  # noqa: E731
+    assert shown("index.html") == shown("files/tests.html") == [] and shown("runs/layout.html") == ["runs"]
+    assert (site / "index.html").read_text("utf-8").count('<summary class="caption"') == len(PACKAGES)
+
+
 def test_the_side_bar_leads_to_what_is_made_from_no_notebook(site: Path) -> None:
     side = (site / "guides/metrics.html").read_text("utf-8").partition('class="sidebar-tree"')[2].partition("</aside>")[0]
     start, reference = (side.partition(f'caption-text">{c}<')[2].partition("</ul>")[0] for c in ("Start", "Reference"))
     assert (
         'href="../episodes.html"' in start and 'href="../modules.html"' in reference and 'href="../files/tests.html"' in reference
     )
+    assert 'href="../index.html#Citation"' in start and 'href="../files/CHANGELOG.md.html"' in reference
 
 
 def test_the_site_says_what_it_was_built_from(site: Path) -> None:
@@ -156,9 +163,13 @@ def test_pages_show_no_directives_and_no_place_on_this_machine(site: Path) -> No
         assert "#| export" not in page and "#| default_exp" not in page and f"{REPOSITORY}/" not in page, notebook
 
 
-def test_formulas_are_there_for_mathjax(site: Path) -> None:
-    train = (site / "03_train.html").read_text("utf-8")
-    assert r"\mathcal" in train and "mathjax" in train.lower()
+def test_formulas_are_drawn_by_the_browser(site: Path) -> None:
+    "As MathML, without a script and without any TeX left over."
+    drawn = [
+        formula for page in site.rglob("*.html") for formula in re.findall(r"<math .*?</math>", page.read_text("utf-8"), re.S)
+    ]
+    assert len(drawn) > 50 and not [formula for formula in drawn if re.search(r"\\[a-z]+", formula)]
+    assert 'display="block"' in "".join(re.findall(r"<math [^>]*>", (site / "03_train.html").read_text("utf-8")))
 
 
 def test_every_link_leads_to_a_page_and_its_anchor(site: Path, pages: dict[Path, Page]) -> None:
@@ -190,11 +201,9 @@ def test_empty_words_for_a_picture_are_noticed() -> None:
     assert not says_nothing("_images/0f3a.png", "problems solved (%) from 0 to 30: vanilla, r3; marked: 18.1, 19.8")
 
 
-def test_pages_ask_no_other_host_but_for_formulas(site: Path, pages: dict[Path, Page]) -> None:
-    local = (site / "_static/mathjax/tex-chtml.js").is_file()
+def test_pages_ask_no_other_host(pages: dict[Path, Page]) -> None:
     for file, page in pages.items():
-        outside = {load for load in page.loads if re.match(r"[a-z]+:|//", load) and not load.startswith("data:")}
-        assert not {load for load in outside if local or "/mathjax@3/" not in load}, file
+        assert not [load for load in page.loads if re.match(r"[a-z]+:|//", load) and not load.startswith("data:")], file
 
 
 def test_a_test_can_be_linked_to(site: Path, pages: dict[Path, Page]) -> None:
