@@ -23,6 +23,27 @@ FLAGS = [
     "--disable-dev-shm-usage",
     "--no-first-run",
 ]
+CONTRAST = """(() => {
+  const c = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const over = (colours) => {
+    for (const x of colours) { c.fillStyle = x; c.fillRect(0, 0, 1, 1); }
+    return light(c.getImageData(0, 0, 1, 1).data);
+  };
+  const low = [];
+  for (const e of document.querySelectorAll('body *')) {
+    if (!e.checkVisibility() || e.matches(':disabled')) continue;
+    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())) continue;
+    const behind = [];
+    for (let p = e; p; p = p.tagName === 'DIALOG' ? null : p.parentElement) behind.unshift(getComputedStyle(p).backgroundColor);
+    const a = over(behind), b = over([...behind, getComputedStyle(e).color]);
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) low.push([e.tagName, e.className, e.textContent.slice(0, 20), ratio.toFixed(2)]);
+  }
+  return low;
+})()"""
+"JavaScript for every text that stands out too little from what is behind it: below 4.5, the AA of WCAG 2."
 KEYS = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9}
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pandas as pd
 import pytest
 from attacks import ATTACKS
-from chromium import PROGRAM, Chromium, chromium
+from chromium import CONTRAST, PROGRAM, Chromium, chromium
 from test_browser import attacked
 
 from r3_repro.analysis.benchmark_items import write_items_page
@@ -235,28 +235,6 @@ def test_it_fits_a_telephone(page: Chromium, file: Path, episodes: pd.DataFrame)
     assert page.js(f"{DIALOG}.scrollWidth") <= 390
     tops = page.js("[...document.querySelectorAll('.talk')].map((t) => t.getBoundingClientRect().top)")
     assert tops[0] < tops[1], "one below the other"
-
-
-CONTRAST = """(() => {
-  const c = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
-    .reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const over = (colours) => {
-    for (const x of colours) { c.fillStyle = x; c.fillRect(0, 0, 1, 1); }
-    return light(c.getImageData(0, 0, 1, 1).data);
-  };
-  const low = [];
-  for (const e of document.querySelectorAll('body *')) {
-    if (!e.checkVisibility() || e.matches(':disabled')) continue;
-    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())) continue;
-    const behind = [];
-    for (let p = e; p; p = p.tagName === 'DIALOG' ? null : p.parentElement) behind.unshift(getComputedStyle(p).backgroundColor);
-    const a = over(behind), b = over([...behind, getComputedStyle(e).color]);
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) low.push([e.tagName, e.className, e.textContent.slice(0, 20), ratio.toFixed(2)]);
-  }
-  return low;
-})()"""
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

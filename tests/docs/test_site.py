@@ -14,7 +14,7 @@ from urllib.parse import unquote, urldefrag
 
 import nbformat
 import pytest
-from chromium import PROGRAM, chromium
+from chromium import CONTRAST, PROGRAM, chromium
 from support import NOTEBOOKS, REPOSITORY, patience
 
 from r3_repro import __version__
@@ -127,20 +127,13 @@ def test_a_page_links_to_where_its_notebook_is_edited(site: Path, pages: dict[Pa
     assert {file: link for file, page in pages.items() for link in page.links if "/edit/" in link} == edits
 
 
-KINDS = [
-    "index",
-    "04_results",
-    "verdicts",
-    "guides/one_h100",
-    "evaluation/benchmarks",
-    "files/tests/docs/test_site.py",
-    "modules",
-]
+KINDS = ["index", "method", "04_results", "verdicts", "status", "small_model", "reports", "guides/one_h100", "guides/commands"]
+KINDS += ["config", "evaluation/benchmarks", "files/tests/docs/test_site.py", "modules"]
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="no Chromium here: install chromium or google-chrome")
 def test_pages_fit_every_screen_and_code_can_be_copied(site: Path, tmp_path: Path) -> None:
-    "No text over an edge, from a telephone to a wide window; a button at each piece of code, and at no output."
+    "No text over an edge, from a telephone to a wide window, nor too pale; a button at each piece of code, and at no output."
     with chromium(tmp_path) as tab:
         for kind in KINDS:
             tab.visit((site / f"{kind}.html").as_uri())
@@ -149,6 +142,9 @@ def test_pages_fit_every_screen_and_code_can_be_copied(site: Path, tmp_path: Pat
             for width in (360, 700, 1280, 1900):
                 tab.look(width, 900)
                 assert tab.js("document.documentElement.scrollWidth") <= width, (kind, width)
+            for dark in (False, True):
+                tab.look(1280, 900, dark)
+                assert tab.js(CONTRAST) == [], (kind, dark)
         tab.look(1280, 4000)  # a click needs no scrolling
         tab.visit((site / "index.html").as_uri())
         tab.js("document.addEventListener('copy', (e) => { window.copied = e.target.value }, true)")
