@@ -1195,6 +1195,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'r3_repro/evaluation/benchmark_files.py'),
                                                      'r3_repro.evaluation.benchmark_files.plain_row': ( 'evaluation/benchmark_files.html#plain_row',
                                                                                                         'r3_repro/evaluation/benchmark_files.py'),
+                                                     'r3_repro.evaluation.benchmark_files.published_of': ( 'evaluation/benchmark_files.html#published_of',
+                                                                                                           'r3_repro/evaluation/benchmark_files.py'),
                                                      'r3_repro.evaluation.benchmark_files.read_questions': ( 'evaluation/benchmark_files.html#read_questions',
                                                                                                              'r3_repro/evaluation/benchmark_files.py'),
                                                      'r3_repro.evaluation.benchmark_files.row_fault': ( 'evaluation/benchmark_files.html#row_fault',

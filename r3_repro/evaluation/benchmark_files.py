@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MATH_SUBJECTS', 'PUBLISHED', 'Published', 'row_fault', 'plain_row', 'split_files', 'hub_rows', 'benchmark_rows',
            'stratum', 'sample_items', 'shipped_tasks', 'task_name', 'task_files', 'Questions', 'read_questions',
-           'check_benchmarks', 'fetch_benchmarks']
+           'published_of', 'check_benchmarks', 'fetch_benchmarks']
 
 # %% ../../nbs/evaluation/benchmark_files.ipynb #b796e05f
 import json
@@ -20,7 +20,7 @@ import pandas as pd
 import yaml
 
 from r3_repro.tasks.sources import SUFFIXES, read_file
-from r3_repro.tasks.suites import Benchmark, small_hash
+from r3_repro.tasks.suites import BENCHMARK_SUITES, Benchmark, small_hash
 from r3_repro.utils.errors import SettingsError, file_system_fault
 from r3_repro.utils.files import atomic, atomic_folder, read_text, user_path
 from r3_repro.utils.hashing import digest
@@ -133,8 +133,8 @@ def split_files(
     found = [f for f in files if re.search(rf"(?<![a-z]){split}", f.name)]
     if not found:
         raise SettingsError(
-            f"benchmark {benchmark}: no {split}.jsonl or {split}.parquet in {own}: `r3-repro forgetting --fetch` writes it "
-            f"where there is a hub ({PUBLISHED[benchmark].hub}); copy it from there"
+            f"benchmark {benchmark}: no {split}.jsonl or {split}.parquet in {own}: `r3-repro forgetting --profile paper "
+            f"--fetch FOLDER` writes it where there is a hub ({PUBLISHED[benchmark].hub}); copy it from there"
         )
     return found
 
@@ -300,31 +300,43 @@ def read_questions(
     return Questions(found)
 
 # %% ../../nbs/evaluation/benchmark_files.ipynb #13388081
+def published_of(
+    suite: tuple[Benchmark, ...],
+) -> dict[str, Published]:
+    "The data sets of a suite, by the name of the benchmark; those that this package makes itself are left out."
+    return {b.name: PUBLISHED[b.name] for b in suite if b.name in PUBLISHED}
+
+
 def check_benchmarks(
     folder: str,  # of all benchmarks; "" = from the hub
+    suite: tuple[Benchmark, ...] = BENCHMARK_SUITES["paper"],
 ) -> pd.DataFrame:
-    "Read and check every split of the four benchmarks: a row each, with its number of rows and a digest; raises `SettingsError`."
+    "Read and check every split of a suite: a row each, with its number of rows and a digest; raises `SettingsError`."
     out = []
-    for name, spec in PUBLISHED.items():
+    if not published_of(suite):
+        raise SettingsError(
+            f"the questions of {', '.join(b.name for b in suite)} are a part of this package and have no files: name a profile "
+            "whose forgetting_suite is paper (--profile paper)"
+        )
+    for name, spec in published_of(suite).items():
         for split, published in spec.rows.items():
             rows = benchmark_rows(name, split, folder)
             of = "all" if len(rows) == published else f"a part of {published:,}"
-            strata = len(set(map(stratum, rows)))
-            out.append(
-                {"benchmark": name, "split": split, "rows": len(rows), "which": of, "strata": strata, "digest": digest(rows)}
-            )
+            found = {"rows": len(rows), "which": of, "strata": len(set(map(stratum, rows))), "digest": digest(rows)}
+            out.append({"benchmark": name, "split": split} | found)
     return pd.DataFrame(out)
 
-
+# %% ../../nbs/evaluation/benchmark_files.ipynb #ac55b2b9
 def fetch_benchmarks(
     folder: str,  # to write; files that are there stay
+    suite: tuple[Benchmark, ...] = BENCHMARK_SUITES["paper"],
 ) -> pd.DataFrame:
-    "Write the splits of the four benchmarks from the hub into a folder, and check it."
-    for name, spec in PUBLISHED.items():
+    "Write the splits of a suite from the hub into a folder, and check it."
+    for name, spec in published_of(suite).items():
         for split in spec.rows:
             file = user_path(folder) / spec.folder / f"{split}.jsonl"
             if not file.is_file():
                 rows = hub_rows(name, split)
                 with atomic(file) as part:
                     part.write_text(_lines(rows), "utf-8")
-    return check_benchmarks(folder)
+    return check_benchmarks(folder, suite)
