@@ -59,7 +59,7 @@ def same_protocol(
         one, two = before["hashes"].get(what), after["hashes"].get(what)
         if one != two:
             differ = protocol_diff(before, after) if what == "protocol" else ""
-            remedy = "delete both files and run forgetting again"
+            remedy = "run forgetting again" if what == "protocol" else "delete both files and run forgetting again"
             raise ValueError(f"{names} were not examined alike: {what} is {one} and {two}{differ}; {remedy}")
     for name in before["tasks"]:
         if before["tasks"][name]["config"] != after["tasks"][name]["config"]:

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['USUAL_CONTROL', 'one_template', 'check_shows_text', 'load_tokenizer', 'shows_its_day', 'control_tokens', 'as_text',
-           'render', 'to_token_ids', 'template_hash', 'max_context_length', 'end_tokens', 'opened_thought',
-           'to_completion']
+           'render', 'to_token_ids', 'template_hash', 'max_context_length', 'end_tokens', 'stored_ends',
+           'opened_thought', 'to_completion']
 
 # %% ../../nbs/engines/chat.ipynb #341e13fc
 import re
 from functools import lru_cache, partial
+from types import SimpleNamespace
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from r3_repro.engines.base import Completion, SamplingParams
 from r3_repro.tasks.base import Message, assistant, user
@@ -164,6 +165,19 @@ def end_tokens(
     own = model.generation_config.eos_token_id
     own = own if isinstance(own, list) else [own] if own is not None else []
     return sorted({*own, tokenizer.eos_token_id} - {None})
+
+# %% ../../nbs/engines/chat.ipynb #87145247
+def stored_ends(
+    path: str,  # of the model: a folder, a hub name, or owner/name@revision
+    tokenizer: Any,
+) -> list[int]:
+    "End-of-text tokens of a model that `transformers` has not loaded."
+    name, revision = hub_revision(path)
+    try:
+        own = GenerationConfig.from_pretrained(name, revision=revision)
+    except OSError:  # it has no such file
+        own = GenerationConfig.from_model_config(AutoConfig.from_pretrained(name, revision=revision))
+    return end_tokens(SimpleNamespace(generation_config=own), tokenizer)
 
 # %% ../../nbs/engines/chat.ipynb #e6fad883
 @lru_cache(maxsize=32)

@@ -15,10 +15,9 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import wait
-from types import SimpleNamespace
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig
 
 from r3_repro.engines.base import (
     Completion,
@@ -29,7 +28,7 @@ from r3_repro.engines.base import (
     derive_seed,
     scored_prompt,
 )
-from r3_repro.engines.chat import end_tokens, load_tokenizer, max_context_length, to_completion, to_token_ids
+from r3_repro.engines.chat import load_tokenizer, max_context_length, stored_ends, to_completion, to_token_ids
 from r3_repro.utils.errors import EngineError, SettingsError
 from r3_repro.utils.files import hub_revision
 
@@ -66,19 +65,6 @@ def _on_cpu(options: dict[str, Any]) -> dict[str, Any]:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     whole = {"enable_chunked_prefill": False}  # half a prompt with a seed ends vLLM there: "CPU Generator does not use offset"
     return {"enforce_eager": True, "kv_cache_memory_bytes": 2**30, "block_size": 32} | whole | options
-
-# %% ../../nbs/engines/vllm.ipynb #931d1b78
-def _ends(
-    path: str,  # of the model
-    tokenizer: Any,
-) -> list[int]:
-    "End-of-text tokens of a model that `transformers` has not loaded."
-    name, revision = hub_revision(path)
-    try:
-        own = GenerationConfig.from_pretrained(name, revision=revision)
-    except OSError:  # it has no such file
-        own = GenerationConfig.from_model_config(AutoConfig.from_pretrained(name, revision=revision))
-    return end_tokens(SimpleNamespace(generation_config=own), tokenizer)
 
 # %% ../../nbs/engines/vllm.ipynb #64ce4706
 def _watched(
@@ -267,7 +253,7 @@ class VLLM(_Asked):
         "Start vLLM with a model; raises `SettingsError` if it is not installed, or cannot run it here."
         tokenizer = load_tokenizer(path, tool_format)
         llm = _start(_options(path, dtype, batch, memory, tensor_parallel_size) | _limit(path) | more)
-        return cls(llm, tokenizer, _ends(path, tokenizer), batch)
+        return cls(llm, tokenizer, stored_ends(path, tokenizer), batch)
 
     def prefix_cache(self) -> tuple[int, int]:
         "Prompt tokens so far, and how many of them were not computed because their keys and values were cached."

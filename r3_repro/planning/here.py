@@ -47,5 +47,5 @@ def machine_for(
     flops, bandwidth = measured_rates()
     own = {"memory": psutil.virtual_memory().total / GIB, "flops": flops, "context": 0.5, "vllm": 0.0}
     own |= {"bandwidth": bandwidth / (2 if p.dtype == "float32" else 1)}  # plans count two bytes a weight
-    own |= {"training": 0.6, "prefill": 0.6, "streaming": 0.4, "slow_overhead": 0.06}
+    own |= {"name": "this machine", "training": 0.6, "prefill": 0.6, "streaming": 0.4, "slow_overhead": 0.06}
     return Machine(**vars(H100) | own), f"this machine, measured: {torch.get_num_threads()} threads"

@@ -91,6 +91,11 @@ class Machine:
     context: float = 2.0  # assumed GiB of CUDA, NCCL and libraries on each GPU
     fragments: float = 0.05  # assumed share of torch's memory that is lost between blocks
     vllm: float = 2.0  # assumed GiB of vLLM in addition to weights and cache
+    name: str = "H100"  # whose speeds these are; another one has no GPU, and its memory is the main memory
+
+    @property
+    def place(self) -> str:
+        return "on each GPU" if self.name == "H100" else "of main memory"
 
 
 H100 = Machine()
@@ -300,7 +305,7 @@ def training_problems(p: Profile, s: Shape, tok: Lengths, m: Machine) -> list[st
     out = []
     need, phase = peak(training_parts(p, s, tok, m))
     if need > m.memory * GIB:
-        out.append(f"training {p.model} needs {need / GIB:.1f} GiB on each GPU ({phase}), there are {m.memory:g}")
+        out.append(f"training {p.model} needs {need / GIB:.1f} GiB {m.place} ({phase}), there are {m.memory:g}")
     share, most = p.vllm_gpu_memory_utilization, longest_with_retry(p, tok)
     budget = m.memory * GIB * share
     size = p.vllm_tensor_parallel_size

@@ -177,4 +177,5 @@ def preflight(
     hosted = run.profile.engine == "server" and run.profile.server_api == "chat" and stage in _ASKING
     if not Path(path).is_dir() and not hosted:
         _check_hub(f"settings.ini [{run.profile.name}] model = {path!r}", path, "model")
-    _check_data(run)
+    if stage != "forgetting":  # which asks the questions of benchmarks
+        _check_data(run)

@@ -182,7 +182,8 @@ def _price_line(p: Profile, usd: float, gpu_memory: float, evaluate_only: bool, 
     each = [len(p.arms) if "an arm" in s else 0 if "at least" in s else 1 for s in stages.index]  # mining: at most
     hours, gpus = (stages["hours"] * each).sum(), stages["GPUs"].max()
     total = f"{gpus} GPUs x {hours:.1f} hours x {usd:g} USD a GPU and hour = {gpus * hours * usd:,.0f} USD"
-    return f"\nOne box for all stages, {len(p.arms)} arm(s), one seed: {total}, without the forgetting suite"
+    suite = "with the benchmarks" if any("benchmarks" in s for s in stages.index) else "local benchmarks not counted"
+    return f"\nOne box for all stages, {len(p.arms)} arm(s), one seed: {total}, {suite}"
 
 # %% ../../nbs/workflow/cli.ipynb #9155c582
 Tokens = Annotated[int | None, typer.Option(min=1, metavar="TOKENS", help="instead of what is assumed")]

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PREFIX', 'findings_table', 'Gpu', 'gpus', 'check_gpus', 'installed', 'package_clashes', 'check_packages',
-           'port_is_free', 'check_host', 'check_hub', 'own_weights', 'check_prompts', 'scratch_folder',
-           'check_settings', 'check_plan', 'check_own_prompts', 'Report', 'examine', 'doctor']
+           'port_is_free', 'check_host', 'check_hub', 'check_questions', 'own_weights', 'check_prompts',
+           'check_turn_end', 'scratch_folder', 'check_settings', 'check_plan', 'check_own_prompts', 'Report', 'examine',
+           'doctor']
 
 # %% ../../nbs/workflow/doctor.ipynb #18d2d9e3
 import contextlib
@@ -35,8 +36,10 @@ from tabulate import tabulate
 
 from r3_repro.config import Profile, model_folder, model_path
 from r3_repro.data import load_split
-from r3_repro.engines.chat import load_tokenizer, render
+from r3_repro.engines.chat import load_tokenizer, render, stored_ends
+from r3_repro.evaluation.benchmark_files import check_benchmarks, check_scorer, published_of
 from r3_repro.planning.fit import check_empty, check_template, longest_episode
+from r3_repro.planning.here import machine_for
 from r3_repro.planning.memory import GIB, H100, Machine, generation_problems, lengths_of, training_problems
 from r3_repro.planning.models import Shape, shape_of
 from r3_repro.planning.room import memory_limit, room_needed, room_problems
@@ -44,9 +47,10 @@ from r3_repro.runs.distributed import machines
 from r3_repro.runs.hub import hub_commit
 from r3_repro.runs.layout import Run, write_manifest
 from r3_repro.runs.preflight import preflight
-from r3_repro.tasks.base import Problem, attempt_messages, get_task, reflection_messages
+from r3_repro.tasks.base import Problem, assistant, attempt_messages, get_task, reflection_messages, user
+from r3_repro.tasks.suites import suite_of
 from r3_repro.utils.errors import SettingsError
-from r3_repro.utils.files import clone_folder, hub_revision, locked
+from r3_repro.utils.files import clone_folder, hub_revision, locked, user_path
 from r3_repro.workflow.trial_steps import (
     NVIDIA_SMI,
     Finding,
@@ -215,6 +219,29 @@ def check_hub(p: Profile) -> list[Finding]:
     names = _hub_names(p)
     return [_check_access(*n) for n in names] or [Finding("hub", "ok", "not needed: model and problems are on this machine")]
 
+# %% ../../nbs/workflow/doctor.ipynb #43c6a2fc
+def check_questions(p: Profile) -> list[Finding]:
+    "Whether the published benchmarks of the profile's suite can be asked and graded; empty if it has none."
+    suite, out = suite_of(p.forgetting_suite, p.forgetting_tasks), list[Finding]()
+    if not (published := published_of(suite)):
+        return out
+    try:
+        graded = ", ".join(f"{package} {number}" for package, number in check_scorer(suite).items())
+        out += [Finding("scorer of MATH", "ok", graded)] if graded else []
+    except SettingsError as e:
+        out.append(Finding("scorer of MATH", "problem", str(e)))
+    if not p.benchmarks:
+        return out + [_check_access("dataset", spec.hub) for spec in published.values()]
+    if not (folder := user_path(p.benchmarks)).is_dir():
+        how = "`r3-repro forgetting --profile paper --fetch FOLDER` writes it where there is a hub"
+        return [*out, Finding("benchmarks", "warning", f"there is no folder {folder}", how)]
+    try:
+        files = check_benchmarks(p.benchmarks, suite)
+    except SettingsError as e:
+        return [*out, Finding("benchmarks", "problem", str(e))]
+    rows = (f"{r.benchmark} {r.split}: {r.rows:,} rows, {r.which}" for r in files.itertuples())
+    return [*out, Finding("benchmarks", "ok", "; ".join(rows))]
+
 # %% ../../nbs/workflow/doctor.ipynb #cd2420ad
 def own_weights(p: Profile) -> Path | None:
     "The folder of the profile's model, if all of its weights are on this machine."
@@ -255,6 +282,22 @@ def check_prompts(tokenizer: Any, p: Profile, context: int, problems: list[Probl
     found = f"{tokens:,} tokens at most in {len(problems)} problems ({problem.id}); the model's context is {context:,}"
     return [*out, Finding("context", "problem" if how else "ok", found, how)]
 
+# %% ../../nbs/workflow/doctor.ipynb #98ae1725
+def check_turn_end(
+    tokenizer: Any,
+    ends: list[int],  # from `stored_ends`
+) -> Finding:
+    "Whether the template ends the assistant's turn with a token that ends a generation, and whether there is one for padding."
+    text = tokenizer.decode(render(tokenizer, [user("zebra one"), assistant("yonder two"), user("xylem three")]))
+    written, known = text.partition("yonder two")[2].partition("xylem three")[0], [tokenizer.decode([i]) for i in ends]
+    if not any(end and end in written for end in known):
+        found = f"the template writes {written[:60]!r} after a turn, and a generation ends at {' or '.join(known) or 'nothing'}"
+        how = "the token that ends a turn as eos_token_id in generation_config.json: answers would run on to their limit"
+        return Finding("end of a turn", "problem", found, how)
+    if tokenizer.pad_token_id is None:
+        return Finding("end of a turn", "problem", "there is no token for padding", "pad_token in tokenizer_config.json")
+    return Finding("end of a turn", "ok", " or ".join(end for end in known if end and end in written))
+
 # %% ../../nbs/workflow/doctor.ipynb #ac6c47fc
 PREFIX = ".r3-doctor-"
 "Begin of the name of the temporary folder."
@@ -291,10 +334,10 @@ def check_settings(run: Run) -> list[Finding]:
 
 
 def check_plan(p: Profile, s: Shape, m: Machine) -> list[Finding]:
-    "Whether the run fits these GPUs by the plan."
+    "Whether the run fits these GPUs, or this machine without any, by the plan."
     trouble = [*generation_problems(p, s, m), *training_problems(p, s, lengths_of(p), m)]
     return [Finding("plan", "warning", t, "r3-repro plan says which settings fit") for t in trouble] or [
-        Finding("plan", "ok", f"{planned_step(p, s, lengths_of(p), m).gpu_gib:.1f} of {m.memory:.1f} GiB on each GPU")
+        Finding("plan", "ok", f"{m.name}: {planned_step(p, s, lengths_of(p), m).gpu_gib:.1f} of {m.memory:.1f} GiB {m.place}")
     ]
 
 # %% ../../nbs/workflow/doctor.ipynb #dfc6fc63
@@ -306,9 +349,11 @@ def check_own_prompts(p: Profile, found: list[Finding], own: Path | None, contex
         return [Finding("chat template", "not checked", f"the tokenizer of {path} cannot be had")]
     try:
         tokenizer = load_tokenizer(path, p.tool_format)
+        ends = stored_ends(path, tokenizer)
     except (SettingsError, OSError, ValueError) as e:
         return [Finding("chat template", "problem", str(e))]
-    return check_prompts(tokenizer, p, context, problems)
+    found = check_prompts(tokenizer, p, context, problems)
+    return [*found, check_turn_end(tokenizer, ends)] if len(found) > 1 else found  # one alone: the template renders nothing
 
 # %% ../../nbs/workflow/doctor.ipynb #721a8573
 @dataclass
@@ -337,11 +382,12 @@ def examine(
     p, there = run.profile, gpus()
     if machines().count > 1:
         raise SettingsError("doctor looks at one machine: run it on each of them, without NNODES")
-    machine = replace(H100, memory=min((gpu.total for gpu in there), default=H100.memory))
+    machine, _ = machine_for(p, min((gpu.total for gpu in there), default=H100.memory))
     shape = shape_of(p.model, p.revision)
     found = check_gpus(there, torch.cuda.device_count(), torch.version.cuda, p) + check_packages()
     with scratch_folder(run.root) as scratch:
-        found += check_host(p, shape, scratch.parent) + check_hub(p) + check_plan(p, shape, machine)
+        found += check_host(p, shape, scratch.parent) + check_hub(p)
+        found += check_plan(p, shape, machine) + check_questions(p)
         own, made = own_weights(p), scratch / "weights" / p.model_name
         small = doctor_run(run, own or made, scratch)
         problems = load_split(small, "train")

@@ -96,6 +96,7 @@ def run_command(
     stage: str = "",  # for `preflight`; "" = all stages
     profile: str = "smoke",  # the default of --profile
     leave_out: tuple[str, ...] = (),  # options that mean nothing here
+    bare: tuple[str, ...] = (),  # its own options with which it needs neither model, machine nor data
 ) -> Callable[[Callable[..., str | None]], Callable[..., str | None]]:
     "Make a subcommand of `f(run, its own options)`, which returns the line to print."
 
@@ -107,7 +108,8 @@ def run_command(
         def command(**given: Any) -> None:
             with exit_on_user_error():
                 run = _named(**{n: given[n] for n in shared})
-                preflight(run, stage)
+                if not any(given[n] for n in bare):
+                    preflight(run, stage)
                 said = f(run, **{n: given[n] for n in own})
             if said:
                 typer.echo(said)
@@ -233,7 +235,7 @@ def _shades(
     return shades_summary_line(run, make_shades(run, reflections))
 
 # %% ../../nbs/workflow/run_commands.ipynb #b9a7be72
-@run_command("forgetting", "forgetting")
+@run_command("forgetting", "forgetting", bare=("check", "fetch"))
 def _forgetting(
     run: Run,
     limit: Annotated[int | None, typer.Option(min=0, help="items a benchmark, sampled; 0 = all [the profile's]")] = None,
@@ -246,9 +248,11 @@ def _forgetting(
     "Run the forgetting suite on the vanilla model and every trained one, whatever arm and seed say."
     from r3_repro.evaluation import benchmark_files, benchmarks
     from r3_repro.reporting.tables import to_markdown
+    from r3_repro.tasks.suites import suite_of
 
     if check or fetch:
-        files = benchmark_files.fetch_benchmarks(fetch) if fetch else benchmark_files.check_benchmarks(run.profile.benchmarks)
+        suite, folder = suite_of(run.profile.forgetting_suite, run.profile.forgetting_tasks), run.profile.benchmarks
+        files = benchmark_files.fetch_benchmarks(fetch, suite) if fetch else benchmark_files.check_benchmarks(folder, suite)
         return to_markdown(files).rstrip()
     if limit is not None:
         run = replace(run, profile=run.profile.model_copy(update={"forgetting_limit": limit}))

@@ -121,7 +121,8 @@ PUBLISHED_FILES = (
 # %% ../../nbs/workflow/study.ipynb #be05dfc2
 def _check_one_clean_commit(source: Path) -> None:
     "Raise `SettingsError` unless all manifests below `source` name one known commit and a work tree known to be clean."
-    manifests = [json.loads(m.read_text("utf-8")) for m in sorted(source.rglob("*manifest.json")) if "checkpoints" not in m.parts]
+    files = [m for m in sorted(source.rglob("*manifest.json")) if not {"checkpoints", "other_protocols"} & set(m.parts)]
+    manifests = [json.loads(m.read_text("utf-8")) for m in files]
     commits = {m["git_commit"] for m in manifests}
     dirty = sorted({m["stage"] for m in manifests if m["git_dirty"] is not False})
     if len(commits) != 1 or dirty or not all(commits):

@@ -305,12 +305,13 @@ class Expected:
     "What the plan says for the steps that were measured."
 
     step: dict[str, float]  # seconds of each stage
-    gpu_gib: float  # most at once, on one GPU
+    gpu_gib: float  # most at once, on one GPU; in main memory where there is none
+    machine: str = "H100"  # whose speeds were planned with
 
 
 def planned_step(p: Profile, s: Shape, tok: Lengths, m: Machine) -> Expected:
     "The plan's seconds and memory."
-    return Expected(step_seconds(p, s, tok, m), peak(training_parts(p, s, tok, m))[0] / GIB)
+    return Expected(step_seconds(p, s, tok, m), peak(training_parts(p, s, tok, m))[0] / GIB, m.name)
 
 
 def measured_lengths(
@@ -330,7 +331,7 @@ def steps_table(m: Measured, plan: Expected) -> str:
     times = {f"{stage}, s": [*(r[f"seconds_{stage}"] for r in m.rows), plan.step[stage]] for stage in _STAGES}
     times["whole step, s"] = [*map(_whole, m.rows), sum(plan.step.values())]
     names = [f"step {r['step']}" + (" (resumed)" if r["step"] > SAVED else "") for r in m.rows]
-    table = pd.DataFrame(times.values(), times.keys(), [*names, "plan (H100)"]).round(2).to_markdown()
+    table = pd.DataFrame(times.values(), times.keys(), [*names, f"plan ({plan.machine})"]).round(2).to_markdown()
     gpu = f"{m.gpu_gib:.1f} GiB on one GPU (plan: {plan.gpu_gib:.1f})" if m.gpu_gib else f"no GPU (plan: {plan.gpu_gib:.1f} GiB)"
     more = f"start {m.seconds['start']:.0f} s, resume {m.seconds['resume']:.0f} s, checkpoint {m.seconds['checkpoint']:.1f} s"
     more += f" for {m.checkpoint_gib:.2f} GiB, last save {m.seconds['save']:.1f} s"

@@ -8,10 +8,10 @@ import transformers
 from support import REPOSITORY
 
 from r3_repro.config import load_profile, model_path
-from r3_repro.engines.chat import load_tokenizer
+from r3_repro.engines.chat import load_tokenizer, stored_ends
 from r3_repro.engines.hf import load_model
 from r3_repro.engines.server import _own_context
-from r3_repro.engines.vllm import _ends, _limit, _options
+from r3_repro.engines.vllm import _limit, _options
 from r3_repro.planning.fit import measure_model
 from r3_repro.runs import identity
 from r3_repro.runs.hub import hub_commit
@@ -42,7 +42,8 @@ def test_tokenizer_weights_and_configuration_are_of_the_revision(asked: list[tup
     p = load_profile("paper", model="owner/name", revision=COMMIT)
     path = model_path(p)
     tokenizer = load_tokenizer(path)
-    load_model(path, device="cpu"), measure_model(path), _limit(path), _own_context(path, "completions"), _ends(path, tokenizer)
+    load_model(path, device="cpu"), measure_model(path), _limit(path), _own_context(path, "completions")
+    stored_ends(path, tokenizer)
     assert {r for _, _, r in asked} == {COMMIT} and len({kind for kind, _, _ in asked}) == 4 and len(asked) >= 6
     vllm = _options(path, "bfloat16", 8, 0.9, 1)
     assert (vllm["model"], vllm["revision"], vllm["tokenizer_revision"]) == ("owner/name", COMMIT, COMMIT)

@@ -304,14 +304,14 @@ def test_prompts_that_do_not_fit_are_refused(folder: Path, tmp_path: Path, monke
 
 def test_a_missing_or_clashing_scorer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"math-verify": "0.9.0", "antlr4-python3-runtime": "4.13.2", "sympy": "1.14.0"}
-    monkeypatch.setattr(benchmarks, "version", lambda package: found[package])
+    monkeypatch.setattr(benchmark_files, "version", lambda package: found[package])
     with pytest.raises(SettingsError, match=r"antlr4-python3-runtime 4\.13\.2 is installed.*wants 4\.11: pip install"):
-        benchmarks.check_scorer(suite_of("paper"))
+        benchmark_files.check_scorer(suite_of("paper"))
 
     def missing(package: str) -> str:
-        raise benchmarks.PackageNotFoundError(package)
+        raise benchmark_files.PackageNotFoundError(package)
 
-    monkeypatch.setattr(benchmarks, "version", missing)
+    monkeypatch.setattr(benchmark_files, "version", missing)
     with pytest.raises(SettingsError, match=r"math-verify is not installed: pip install 'lm-eval\[math\]==0\.4\.13'"):
-        benchmarks.check_scorer(suite_of("paper"))
-    assert benchmarks.check_scorer(suite_of("tiny")) == benchmarks.check_scorer(suite_of("paper", ("GSM8K",))) == {}
+        benchmark_files.check_scorer(suite_of("paper"))
+    assert benchmark_files.check_scorer(suite_of("tiny")) == benchmark_files.check_scorer(suite_of("paper", ("GSM8K",))) == {}

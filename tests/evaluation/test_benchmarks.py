@@ -12,10 +12,13 @@ import pytest
 from support import patience
 
 from r3_repro.analysis.forgetting import by_arm, compare_items, load_results
+from r3_repro.evaluation import benchmarks
 from r3_repro.evaluation.backends import as_lm
+from r3_repro.evaluation.benchmark_files import exchange_result
 from r3_repro.evaluation.benchmarks import PROTOCOL, graded_item, load_tasks, run_benchmarks
 from r3_repro.runs.layout import Run, open_run
 from r3_repro.tasks.suites import SKILLS, suite_of
+from r3_repro.utils.errors import SettingsError
 
 LIMIT = 12
 ROLES = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
@@ -192,6 +195,79 @@ def test_unlike_examinations_are_refused(examined: Run, key: str, value: str) ->
     (after["tasks"]["geography"] if key == "config" else after["hashes"])[key] = value
     with pytest.raises(ValueError, match=r"examined alike|configured differently"):
         by_arm(results)
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    "Results, manifests and samples."
+    files = [f for f in folder.rglob("*") if f.is_file() and f.name.endswith((".json", ".jsonl")) and "questions" not in f.parts]
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in files}
+
+
+def test_results_of_another_protocol_are_kept_and_come_back(
+    examined: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    "A changed limit costs no finished result, and a second thought no second examination."
+    shutil.copytree(examined.root, tmp_path, dirs_exist_ok=True)
+    run, few = replace(examined, root=tmp_path), examined.profile.model_copy(update={"forgetting_limit": 2})
+    folder = run.model_dir / "forgetting"
+    before, results = stored(folder), load_results(folder)
+    short = results["vanilla"]["hashes"]["protocol"][:8]
+    run_benchmarks(replace(run, profile=few))
+    assert {len(t["correct"]) for r in load_results(folder).values() for t in r["tasks"].values()} == {2}
+    aside = folder / "other_protocols" / short
+    assert stored(aside) == before and load_results(aside) == results
+    assert (
+        f"forgetting, r3-seed0: the result under another protocol is kept in other_protocols/{short}" in capsys.readouterr().out
+    )
+    limited = {name: text for name, text in stored(folder).items() if "other_protocols" not in name}
+    assert limited.keys() == before.keys() and limited != before
+    monkeypatch.setattr(benchmarks, "open_backend", lambda *_: pytest.fail("a model was loaded"))
+    run_benchmarks(run)
+    assert {name: text for name, text in stored(folder).items() if "other_protocols" not in name} == before
+    assert "is taken back from" in capsys.readouterr().out and stored(aside) == {}
+    run_benchmarks(replace(run, profile=few))
+    assert stored(folder).items() >= limited.items()
+
+
+@pytest.mark.parametrize("stage", range(3))
+def test_a_kill_while_results_are_moved_loses_none(
+    examined: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    shutil.copytree(examined.model_dir / "forgetting", tmp_path, dirs_exist_ok=True)
+    before, moves, usual = stored(tmp_path), iter(range(9)), Path.replace
+    own = load_results(tmp_path)["vanilla"]["hashes"]["protocol"]
+
+    def killed(self: Path, target: Path) -> Path:
+        if next(moves) == stage:
+            raise KeyboardInterrupt
+        return usual(self, target)
+
+    for wanted in ("f" * 16, own):
+        moves = iter(range(9))
+        monkeypatch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            exchange_result(tmp_path, "vanilla", wanted)
+        monkeypatch.setattr(Path, "replace", usual)
+        exchange_result(tmp_path, "vanilla", wanted)
+        assert (wanted == own) == (tmp_path / "vanilla.json").is_file()
+    assert stored(tmp_path) == before
+
+
+def test_models_that_cannot_be_compared_are_refused_before_one_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Another chat template, or a context that a prompt does not fit, of the last of three models."
+    run = small_run(tmp_path)
+    add_trained(run, "r3-seed0", None)
+    last = add_trained(run, "r3-seed1", 5)
+    monkeypatch.setattr(benchmarks, "open_backend", lambda *_: pytest.fail("a model was loaded"))
+    random_model(last, 5, "ends in a line break")
+    with pytest.raises(SettingsError, match=r"vanilla and r3-seed1 have different chat templates.*give both the same"):
+        run_benchmarks(run)
+    random_model(last, 5)
+    config = json.loads((last / "config.json").read_text("utf-8"))
+    (last / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 96}), "utf-8")
+    with pytest.raises(SettingsError, match=r"the context of .*r3-seed1/model is 96: lm-eval would cut the shots\. Take a model"):
+        run_benchmarks(run)
+    assert load_results(run.model_dir / "forgetting") == {}
 
 
 @pytest.mark.parametrize("template", list(TEMPLATES))

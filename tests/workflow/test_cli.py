@@ -12,6 +12,7 @@ from support import REPOSITORY, patience
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from r3_repro.evaluation import benchmark_files
 from r3_repro.runs.layout import Run
 from r3_repro.utils.errors import ERROR_PREFIX
 from r3_repro.workflow import cli, pipeline
@@ -74,6 +75,40 @@ def test_a_mistake_of_the_user_is_one_message_and_exit_code_2(args: list[str], s
     assert done.exit_code == 2 and said in done.stderr, done.output
     assert all(line.startswith(ERROR_PREFIX) for line in done.stderr.splitlines())
     assert list(tmp_path.iterdir()) == []
+
+
+MATH_ROW = {"problem": "1 + 1?", "solution": "It is $\\boxed{2}$.", "level": "Level 3", "type": "Algebra"}
+
+
+@pytest.mark.parametrize("option", ["--check", "--fetch"])
+def test_benchmark_files_need_neither_gpu_nor_model_nor_training_data(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "With a profile for GPUs, its model and its data set on a hub that does not answer; and only the benchmarks of the profile."
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(benchmark_files, "hub_rows", lambda *_: [MATH_ROW])
+    (tmp_path / "rows.json").write_text('{"math/test": 1}', "utf-8")
+    args = ["--profile", "paper", "--root", str(tmp_path / "runs"), "--set", f"benchmarks={tmp_path}"]
+    args += ["--set", "forgetting_tasks=MATH", "--set", "source=owner/no-such-data", "--model", "owner/no-such-model"]
+    file = tmp_path / "math/test.jsonl"
+    if option == "--check":
+        file.parent.mkdir()
+        file.write_text(json.dumps(MATH_ROW) + "\n", "utf-8")
+    done = invoke("forgetting", *args, option, *([str(tmp_path)] if option == "--fetch" else []))
+    assert done.exit_code == 0 and re.search(r"MATH +\| test +\| +1 \| a part of 5,000", done.stdout), done.output
+    assert file.is_file() and not (tmp_path / "runs").exists()
+    file.write_text("{}\n", "utf-8")
+    done = invoke("forgetting", *args, "--check")
+    assert done.exit_code == 2 and "has no text in column 'problem'" in done.stderr
+    done = invoke("forgetting", *args, "--set", "engine=transformers")
+    assert done.exit_code == 2 and "owner/no-such-data" not in done.stderr, "training data are not asked for"
+    assert "wants a GPU" in done.stderr or "owner/no-such-model" in done.stderr
+
+
+def test_a_suite_without_files_is_not_checked_in_silence(tmp_path: Path) -> None:
+    for option in (["--check"], ["--fetch", str(tmp_path)]):
+        done = invoke("forgetting", "--profile", "smoke", *option)
+        assert done.exit_code == 2 and "have no files: name a profile whose forgetting_suite is paper" in done.stderr
 
 
 @pytest.mark.parametrize(

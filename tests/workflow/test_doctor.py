@@ -1,6 +1,7 @@
 """`r3-repro doctor`: three real steps here; what it finds wrong and leaves behind. With two processes: `make test-box`."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,14 +14,19 @@ import httpx
 import huggingface_hub
 import psutil
 import pytest
+import torch
 from huggingface_hub.errors import GatedRepoError
 from support import environment, patience
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from typer.testing import CliRunner
 
 from r3_repro.config import model_path
+from r3_repro.evaluation.benchmark_files import PUBLISHED
+from r3_repro.planning.memory import GIB, lengths_of
 from r3_repro.planning.models import shape_of
 from r3_repro.runs.layout import open_run
+from r3_repro.tasks.base import get_task
+from r3_repro.utils.errors import SettingsError
 from r3_repro.workflow import doctor, trial_steps
 from r3_repro.workflow.cli import app
 
@@ -111,6 +117,71 @@ def test_a_profile_for_gpus_is_refused_here_without_training(tmp_path: Path, mon
     found = {f.what: f.state for f in report.findings}
     assert found["GPUs"] == "problem" and found["three steps"] == "not checked" and report.trial is None
     assert found["hub, model Qwen/Qwen2.5-1.5B-Instruct"] == "warning" and list(tmp_path.iterdir()) == []
+    asked = {f"hub, dataset {spec.hub}" for spec in PUBLISHED.values()}
+    assert {found[name] for name in asked} == {"warning"} and "scorer of MATH" in found, "benchmarks may come later"
+    (plan,) = (f for f in report.findings if f.what == "plan")
+    assert plan.found.startswith("H100: ") and plan.found.endswith("of 79.0 GiB on each GPU")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is meant")
+def test_a_profile_for_processors_is_planned_for_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Without the three steps, which have their own test."
+
+    def tried(run: Any, small: Any, machine: Any, limit: float) -> trial_steps.Trial:
+        plan = trial_steps.planned_step(run.profile, shape_of(run.profile.model), lengths_of(run.profile), machine)
+        rows = [dict.fromkeys((f"seconds_{k}" for k in plan.step), 1.0) | {"step": n} for n in (1, 2, 3)]
+        took = trial_steps.Measured(rows, dict.fromkeys(("start", "checkpoint", "resume", "save"), 1.0))
+        return trial_steps.Trial([], took, plan, trial_steps.steps_table(took, plan))
+
+    monkeypatch.setattr(doctor, "try_steps", tried)
+    report = doctor.examine(open_run("smoke", root=str(tmp_path)))
+    found = {f.what: f for f in report.findings}
+    assert report.problems == 0 and (found["GPUs"].state, found["GPUs"].found) == ("ok", "none")
+    main = psutil.virtual_memory().total / GIB
+    assert found["plan"].found.startswith("this machine: ") and found["plan"].found.endswith(f"of {main:.1f} GiB of main memory")
+    assert "plan (this machine)" in report.trial.table and "H100" not in doctor.findings_table(report.findings)
+
+
+def test_a_turn_that_does_not_end_a_generation_is_a_problem(tmp_path: Path) -> None:
+    "A template with another end than the tokenizer's; and the model's own settings may name it."
+    p = open_run("smoke").profile
+    shutil.copytree(model_path(p), tmp_path / "model")
+    problems = get_task(p.task).problems("train", p.data_options)[:4]
+
+    def look() -> doctor.Finding:
+        return doctor.check_own_prompts(p, [], tmp_path / "model", 4096, problems)[-1]
+
+    assert (look().what, look().state, look().found) == ("end of a turn", "ok", "<|end|>")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    end, tokenizer.eos_token = tokenizer.eos_token_id, "<|system|>"
+    tokenizer.save_pretrained(tmp_path / "model")
+    GenerationConfig(eos_token_id=None).save_pretrained(tmp_path / "model")
+    assert look().state == "problem" and "a generation ends at <|system|>" in look().found and "eos_token_id" in look().change
+    GenerationConfig(eos_token_id=[end]).save_pretrained(tmp_path / "model")
+    assert look().state == "ok"
+    tokenizer.pad_token = None
+    assert "padding" in doctor.check_turn_end(tokenizer, [end]).found
+
+
+def test_benchmarks_are_looked_at_before_the_last_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"problem": "1 + 1?", "solution": "It is $\\boxed{2}$.", "level": "Level 3", "type": "Algebra"}
+    (tmp_path / "math").mkdir()
+    (tmp_path / "math/test.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    p = open_run("paper", benchmarks=str(tmp_path), forgetting_tasks="MATH").profile
+    monkeypatch.setattr(doctor, "check_scorer", lambda suite: {"math-verify": "0.9.0"})
+    scorer, files = doctor.check_questions(p)
+    assert (scorer.state, scorer.found) == ("ok", "math-verify 0.9.0")
+    assert files.state == "problem" and "1 rows, not 5,000: cut off" in files.found
+    (tmp_path / "rows.json").write_text('{"math/test": 1}', "utf-8")
+    assert doctor.check_questions(p)[-1] == doctor.Finding("benchmarks", "ok", "MATH test: 1 rows, a part of 5,000")
+
+    def missing(suite: Any) -> None:
+        raise SettingsError("math-verify is not installed")
+
+    monkeypatch.setattr(doctor, "check_scorer", missing)
+    assert [f.state for f in doctor.check_questions(p)] == ["problem", "ok"]
+    gone = p.model_copy(update={"benchmarks": str(tmp_path / "none")})
+    assert "--fetch" in doctor.check_questions(gone)[-1].change and doctor.check_questions(gone)[-1].state == "warning"
 
 
 def test_packages_that_clash_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +218,7 @@ def test_the_revision_of_the_settings_is_looked_at(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(doctor, "hub_commit", lambda name, kind, revision="main": commits.get(revision))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", note("weights", str(tmp_path / "none")))
     monkeypatch.setattr(doctor, "load_tokenizer", note("tokenizer", None))
+    monkeypatch.setattr(doctor, "stored_ends", lambda *_: [])
     monkeypatch.setattr(doctor, "check_prompts", lambda *_: [])
     monkeypatch.setattr(AutoConfig, "from_pretrained", note("shape", config))
     (found,) = doctor.check_hub(p)
