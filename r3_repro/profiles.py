@@ -91,7 +91,7 @@ class EngineSettings(_Settings):
     "What generates in mining, evaluation and benchmarks; it does not change which completions come out, except for rounding."
 
     engine: Literal["transformers", "vllm", "server", "ray"] = Field(default="transformers", description="what generates")
-    generation_batch: int = Field(ge=1, description="completions generated at once: by transformers, and at most by vllm")
+    generation_batch: int = Field(ge=1, description="completions generated at once by transformers and vllm, at most")
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="share of a GPU's memory that vllm takes")
     tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that share one copy of the model")
     replicas: int = Field(default=1, ge=1, description="copies of the model: actors of the ray pool")

@@ -26,6 +26,17 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         yield env
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    "As in processes that are killed: another number of threads adds up in another order."
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     "Figures are made and not drawn, which takes most of the time: for tests of tables."

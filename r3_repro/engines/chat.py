@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['USUAL_CONTROL', 'one_template', 'check_shows_text', 'load_tokenizer', 'shows_its_day', 'control_tokens', 'as_text',
-           'render', 'to_token_ids', 'template_hash', 'max_context_length', 'end_tokens', 'stored_ends',
-           'opened_thought', 'to_completion']
+           'render', 'to_token_ids', 'template_hash', 'max_context_length', 'cached_numbers', 'end_tokens',
+           'stored_ends', 'opened_thought', 'to_completion']
 
 # %% ../../nbs/engines/chat.ipynb #341e13fc
 import re
@@ -155,6 +155,15 @@ def max_context_length(
     if rope.get("rope_type", rope.get("type")) != "longrope":
         return whole
     return rope.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None) or whole
+
+
+def cached_numbers(config: Any) -> int:
+    "How many numbers the key-value cache holds for each token, by a model's configuration."
+    text = config.get_text_config()
+    asking = getattr(text, "num_attention_heads", 0)  # 0: a model without attention
+    heads = getattr(text, "num_key_value_heads", None) or asking
+    size = getattr(text, "head_dim", None) or text.hidden_size // max(asking, 1)
+    return 2 * text.num_hidden_layers * heads * size
 
 # %% ../../nbs/engines/chat.ipynb #4033b0db
 def end_tokens(

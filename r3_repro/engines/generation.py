@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ROWS_ATTENTION', 'PACKED_FROM', 'TRUSTED', 'SeededSampler', 'rows_attention', 'common_prefix', 'RowCache',
-           'is_sharded', 'why_plain', 'Generated', 'generate_plain', 'generate_rows']
+           'is_sharded', 'why_plain', 'Generated', 'generate_plain', 'stream_rows', 'generate_rows']
 
 # %% ../../nbs/engines/generation.ipynb #3bca7529
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -376,17 +376,39 @@ def _tried(model: Any) -> str:
 # %% ../../nbs/engines/generation.ipynb #cbae3a5e
 @dataclass
 class Generated:
-    "What was sampled, one entry per row."
+    "What was sampled, one entry per row; empty for a row that has not ended."
 
     ids: list[list[int]]  # with the end token, if there is one
     logprobs: list[list[float]] | None  # of these tokens, nats, before temperature, top-k and top-p
-    cache: RowCache | None  # to go on from; None if the model does not allow it
+    cache: RowCache | None  # to go on from, once all have ended; None if the model does not allow it
+
+    def note(self, rows: torch.Tensor, ids: torch.Tensor, logprobs: torch.Tensor) -> tuple[list[int], "Generated"]:
+        "Take the tokens of rows that have ended, from those of all rows, (rows, tokens)."
+        ended = rows.tolist()
+        for r, own, values in zip(ended, ids[rows].tolist(), logprobs[rows, : ids.size(1)].tolist(), strict=True):
+            self.ids[r] = own
+            if self.logprobs is not None:
+                self.logprobs[r] = values
+        return ended, self
+
+
+_Ended = tuple[list[int], Generated]  # rows that have just ended, and what was sampled so far
+
+
+def _going_on(
+    cache: RowCache, sampler: SeededSampler | None, places: list[int], *columns: torch.Tensor
+) -> Iterator[torch.Tensor]:
+    "Go on with the rows at these places alone; what is left of the columns, (rows,)."
+    cache.arrange(places)
+    if sampler:
+        sampler.generators = [sampler.generators[i] for i in places]
+    return (c[places] for c in columns)
 
 # %% ../../nbs/engines/generation.ipynb #aca3cd57
 def generate_plain(
     model: Any, tokenizer: Any, prompts: list[list[int]], sampling: SamplingParams, seeds: list[int], top_k: int = 0
 ) -> Generated:
-    "Generate with transformers' own method, each row for itself. Parameters as in `generate_rows`."
+    "Generate with transformers' own method, each row for itself. Parameters as in `stream_rows`."
     ends = end_tokens(model, tokenizer)
     batch = tokenizer.pad({"input_ids": prompts}, padding=True, padding_side="left", return_tensors="pt").to(model.device)
     more: dict[str, Any] = {} if sampling.greedy else {"logits_processor": [SeededSampler(seeds, sampling, model.device, top_k)]}
@@ -413,55 +435,51 @@ def _decode(
     sampler: SeededSampler | None,  # None: greedy
     ends: torch.Tensor,  # end tokens
     stops: StopStringCriteria | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    "Sampled tokens (rows, tokens), how many of them count (rows,), and their log-probabilities (0 unless wanted)."
+) -> Generator[_Ended, None, _Ended]:
+    "Yield rows as they end; returns the last ones."
     at = torch.arange(cache.active, device=logits.device)
-    alive, count = torch.ones_like(at, dtype=torch.bool), torch.zeros_like(at)
+    alive, left = torch.ones_like(at, dtype=torch.bool), list(range(len(at)))
     out, logprobs = (at.new_zeros(len(at), sampling.max_tokens, dtype=d) for d in (torch.long, torch.float32))
+    told = Generated([[]] * len(at), [[]] * len(at) if sampling.logprobs else None, cache)
     for t in range(sampling.max_tokens):
         out[at, t] = token = (sampler(out, logits) if sampler else logits).argmax(-1)
         if sampling.logprobs:
             logprobs[at, t] = logits.float().log_softmax(-1).gather(1, token[:, None])[:, 0]
-        count[at] += alive
-        alive = alive & ~torch.isin(token, ends) & ~(stops(out[at, : t + 1], None) if stops else alive.new_zeros(()))
-        left = alive.nonzero()[:, 0].tolist()
+        over = torch.isin(token, ends) | (stops(out[at, : t + 1], None) if stops else alive.new_zeros(()))
+        before, alive = alive, alive & ~over
+        going, left = len(left), alive.nonzero()[:, 0].tolist()
         if not left or t + 1 == sampling.max_tokens:
             break
+        if len(left) < going:
+            yield told.note(at[before & ~alive], out[:, : t + 1], logprobs)
         if 2 * len(left) <= len(alive):
-            cache.arrange(left)
-            at, token, alive = at[alive], token[alive], alive[alive]
-            if sampler:
-                sampler.generators = [sampler.generators[i] for i in left]
+            at, token, alive = _going_on(cache, sampler, left, at, token, alive)
         logits = _forward(model, cache, token[:, None], alive[:, None])
-    return out, count, logprobs
+    return told.note(at[before], out[:, : t + 1], logprobs)
 
 # %% ../../nbs/engines/generation.ipynb #67892cef
 def _shares_prompts(model: Any) -> bool:
     "Whether prompts are run once for all their rows; the first time that a model does not allow it, a warning says why."
     first = _bare(model) not in _REASONS
     if (reason := why_plain(model)) and first:
-        warnings.warn(f"{type(_bare(model)).__name__} runs a prompt once for each of its completions: {reason}", stacklevel=4)
+        warnings.warn(f"{type(_bare(model)).__name__} runs a prompt once for each of its completions: {reason}", stacklevel=5)
     return not reason
 
 
-def _collected(
-    cache: RowCache,
-    rows: list[int],  # of the cache
-    prompts: list[list[int]],  # token ids, one list for each of these rows
-    out: torch.Tensor,  # as `_decode` returns them
-    count: torch.Tensor,
-    logprobs: torch.Tensor | None,
-) -> Generated:
-    "Cut rows to the tokens that count, and note in the cache what it holds."
-    ids = [r[:n] for r, n in zip(out.tolist(), count.tolist(), strict=True)]
-    for r, prompt, own in zip(rows, prompts, ids, strict=True):
-        cache.tokens[r] = [*prompt, *own[:-1]]  # the last token was not fed
-    values = None if logprobs is None else [v[: len(r)] for v, r in zip(logprobs.tolist(), ids, strict=True)]
-    return Generated(ids, values, cache)
+def _begun(
+    model: Any, cache: RowCache | None, rows: list[int] | None, prompts: list[list[int]], room: int
+) -> tuple[RowCache, list[int], torch.Tensor]:
+    "A cache with room for so many tokens, the rows of it that prompts belong to, and the logits of their first tokens."
+    if cache is None:
+        cache = RowCache(model, prompts)
+        cache.reserve(room)
+        return cache, list(range(len(prompts))), cache.first_logits
+    rows = list(range(len(cache.tokens))) if rows is None else rows
+    return cache, rows, _continue_rows(model, cache, rows, prompts, room)
 
 # %% ../../nbs/engines/generation.ipynb #e5d39cde
 @torch.inference_mode()
-def generate_rows(
+def stream_rows(
     model: Any,  # a causal language model, with or without a PEFT adapter; not wrapped for several processes
     tokenizer: Any,  # padding on the left
     prompts: list[list[int]],  # token ids, one list a row; prompts that are equal are run once
@@ -470,20 +488,27 @@ def generate_rows(
     top_k: int = 0,  # only the k likeliest tokens may be sampled; 0 = all
     cache: RowCache | None = None,  # of an earlier call with the same weights: rows go on from it
     rows: list[int] | None = None,  # rows of the cache that the prompts belong to; None = all, in order
-) -> Generated:
-    "One completion a row, that of `generate_plain` up to rounding; prompts and the cached beginnings of longer ones run once."
+) -> Iterator[tuple[list[int], Generated]]:
+    "Places of the prompts whose rows have just ended, and what was sampled so far; all at once if the model shares no prompts."
     if not _shares_prompts(model):
-        return generate_plain(model, tokenizer, prompts, sampling, seeds, top_k)
-    bare, ends = _bare(model), end_tokens(model, tokenizer)
+        yield list(range(len(prompts))), generate_plain(model, tokenizer, prompts, sampling, seeds, top_k)
+        return
+    bare = _bare(model)
+    ends = torch.tensor(end_tokens(model, tokenizer), device=bare.device)
     sampler = None if sampling.greedy else SeededSampler(seeds, sampling, bare.device, top_k)
     stops = StopStringCriteria(tokenizer, list(sampling.stop)) if sampling.stop else None
     with _generating(bare):
-        if cache is None:
-            cache, rows = RowCache(bare, prompts), list(range(len(prompts)))
-            cache.reserve(sampling.max_tokens)
-            logits = cache.first_logits
-        else:
-            rows = list(range(len(cache.tokens))) if rows is None else rows
-            logits = _continue_rows(bare, cache, rows, prompts, sampling.max_tokens)
-        out, count, logprobs = _decode(bare, cache, logits, sampling, sampler, torch.tensor(ends, device=bare.device), stops)
-    return _collected(cache, rows, prompts, out, count, logprobs if sampling.logprobs else None)
+        cache, rows, logits = _begun(bare, cache, rows, prompts, sampling.max_tokens)
+        last = yield from _decode(bare, cache, logits, sampling, sampler, ends, stops)
+    for r, own in zip(rows, last[1].ids, strict=True):
+        cache.tokens[r] += own[:-1]  # the last token was not fed
+    yield last
+
+# %% ../../nbs/engines/generation.ipynb #57459b68
+def generate_rows(
+    model: Any, tokenizer: Any, prompts: list[list[int]], sampling: SamplingParams, seeds: list[int], top_k: int = 0,
+    cache: RowCache | None = None, rows: list[int] | None = None,
+) -> Generated:  # fmt: skip
+    "`stream_rows` to its end: one completion a row, that of `generate_plain` up to rounding. Parameters as in `stream_rows`."
+    *_, (_, out) = stream_rows(model, tokenizer, prompts, sampling, seeds, top_k, cache, rows)
+    return out

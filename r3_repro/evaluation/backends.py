@@ -18,7 +18,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm.auto import tqdm
@@ -66,13 +65,12 @@ def batch_of(profile: Profile) -> int:
         return profile.generation_batch
     import torch
 
+    from r3_repro.engines.hf import memory_beside
     from r3_repro.planning.fit import DTYPE_BYTES, measure_model
 
-    gpu, size, model = torch.cuda.is_available(), DTYPE_BYTES[profile.dtype], measure_model(model_path(profile))
-    memory = torch.cuda.get_device_properties(0).total_memory if gpu else psutil.virtual_memory().total / 2
-    room = 0.85 * memory - 1.1 * model.parameters * size
-    fitting = room / max(model.cache_per_token * LONGEST_REQUEST * size, ENDINGS)
-    return 2 ** int(math.log2(min(max(fitting, 1), 64 if gpu else 8)))
+    size, model = DTYPE_BYTES[profile.dtype], measure_model(model_path(profile))
+    fitting = memory_beside(model.parameters * size) / max(model.cache_per_token * LONGEST_REQUEST * size, ENDINGS)
+    return 2 ** int(math.log2(min(max(fitting, 1), 64 if torch.cuda.is_available() else 8)))
 
 # %% ../../nbs/evaluation/backends.ipynb #180baaba
 def chat_renderer(

@@ -116,7 +116,7 @@ class AttemptBuilder:
 
 # %% ../../nbs/mining/sampler.ipynb #9e293968
 EARLY = 100
-"Attempts after which the signs are looked at."
+"Attempts after which the signs are looked at, at the earliest."
 
 
 def early_signs(
@@ -143,6 +143,7 @@ def early_signs(
 def _sampling_loop(engine: Engine, build: AttemptBuilder, work: Schedule, writer: Writer, bar: tqdm) -> int:
     "Ask until nothing is left to ask; returns how many attempts were drawn."
     began, drawn, right, tokens, first = time.perf_counter(), 0, 0, 0, list[Attempt]()
+    enough, looked = max(EARLY, engine.capacity), False
     while True:
         while engine.capacity > 0 and (key := work.take()) is not None:
             engine.submit(build.request(*key))
@@ -153,10 +154,12 @@ def _sampling_loop(engine: Engine, build: AttemptBuilder, work: Schedule, writer
             writer.add(attempt)
             bar.update(work.done(attempt))
             drawn, right, tokens = drawn + 1, right + attempt.ok, tokens + attempt.tokens
-            if len(first) < EARLY:
+            if not looked:
                 first.append(attempt)
-                for sign in early_signs(first, build.task.unparseable) if len(first) == EARLY else []:
-                    warnings.warn(sign, stacklevel=2)
+        if not looked and len(first) >= (enough if engine.pending else EARLY):
+            looked = True
+            for sign in early_signs(first, build.task.unparseable):
+                warnings.warn(sign, stacklevel=2)
         seconds = time.perf_counter() - began
         rates = {"attempts": f"{drawn:,}", "per_s": f"{drawn / seconds:.0f}", "tokens_per_s": f"{tokens / seconds:.0f}"}
         bar.set_postfix(rates | {"right": f"{right / max(1, drawn):.1%}"}, refresh=False)

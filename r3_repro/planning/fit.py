@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from r3_repro.config import Profile
-from r3_repro.engines.chat import max_context_length, render
+from r3_repro.engines.chat import cached_numbers, max_context_length, render
 from r3_repro.tasks.base import Message, Problem, Task, assistant, attempt_messages, reflection_messages, retry_messages, user
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import hub_revision
@@ -43,10 +43,7 @@ def measure_model(
             parameters = AutoModelForCausalLM.from_config(config).num_parameters()
     except (OSError, ValueError) as e:
         raise SettingsError(f"model {path!r} cannot be read as a causal language model: {e}") from e
-    text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return ModelSize(parameters, max_context_length(config), 2 * text.num_hidden_layers * heads * size)
+    return ModelSize(parameters, max_context_length(config), cached_numbers(config))
 
 # %% ../../nbs/planning/fit.ipynb #a563fc08
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}

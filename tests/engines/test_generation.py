@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from r3_repro.config import load_profile, model_path
-from r3_repro.engines import generation
+from r3_repro.engines import generation, hf
 from r3_repro.engines.base import Request, SamplingParams, stream
 from r3_repro.engines.chat import load_tokenizer, to_completion
 from r3_repro.engines.generation import RowCache, generate_plain, generate_rows, rows_attention, why_plain
@@ -220,3 +220,45 @@ def test_the_engine_runs_a_prompt_once_for_its_attempts(tiny: Any, monkeypatch: 
     ((_, many),) = stream(Transformers(tiny, TOKENIZER, 64), [Request("p", prompt, how, seed=7, n=64)])
     assert run == [40]
     assert [list(c.ids) for c in many] == generate_plain(tiny, TOKENIZER, [prompt] * 64, how, list(range(7, 71))).ids
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "sliding_window"])
+@pytest.mark.parametrize(("rows", "most", "largest"), [(64, 0, 11), (3, 0, 3), (64, 150, 4), (5, 100, 3), (64, 1, 1)])
+@pytest.mark.filterwarnings("ignore:.*runs a prompt once for each")
+def test_rows_and_tokens_limit_a_batch_and_change_nothing(
+    kind: str, rows: int, most: int, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "Whether a model hands rows out one by one, or all at the end of a batch."
+    model, how, batches, usual = made((KINDS | REFUSED)[kind]), SamplingParams(14, logprobs=True), list[Any](), hf.stream_rows
+    monkeypatch.setattr(hf, "stream_rows", lambda m, t, prompts, *how: batches.append(prompts) or usual(m, t, prompts, *how))
+    asked = [
+        Request(i, p, how, 10 * i, n) for i, (p, n) in enumerate(zip(tokens(5, 20, 33, 7, 20, 12), (2, 1, 3, 1, 4), strict=True))
+    ]
+    found = dict(stream(Transformers(model, TOKENIZER, rows, most), asked))
+    assert max(map(len, batches)) == largest
+    assert all(len(b) == 1 or len(b) * (max(map(len, b)) + 14) <= (most or 10**9) for b in batches)
+    for r in asked:
+        plain = generate_plain(model, TOKENIZER, [r.prompt] * r.n, how, [r.seed + k for k in range(r.n)])
+        assert [list(c.ids) for c in found[r.key]] == plain.ids
+        pairs = [(c.logprobs, own) for c, own in zip(found[r.key], plain.logprobs, strict=True)]
+        assert all(ours == pytest.approx(own, abs=1e-3) for ours, own in pairs)
+
+
+def test_a_batch_with_an_error_is_dropped_and_the_others_are_not(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, how, forward, left = Transformers(tiny, TOKENIZER, 3), SamplingParams(30), generation._forward, [2]
+    assert why_plain(tiny) == ""  # tried before
+
+    def failing(*args: Any) -> Any:
+        left[0] -= 1
+        if not left[0]:
+            raise RuntimeError("out of order")
+        return forward(*args)
+
+    for i, p in enumerate(tokens(6, 10, 11, 12, 13)):
+        engine.submit(Request(i, p, how, seed=i))
+    monkeypatch.setattr(generation, "_forward", failing)
+    with pytest.raises(RuntimeError, match="out of order"):
+        while engine.pending:
+            engine.collect()
+    assert tiny.config._attn_implementation == "sdpa"
+    assert [key for key, _ in stream(engine, [])] == [3] and engine.pending == 0

@@ -158,8 +158,8 @@ def test_a_table_with_fewer_draws_is_made_again(tmp_path: Path) -> None:
 
 def test_a_batch_of_transformers_holds_the_draws_of_a_problem_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     "It takes requests by the length of their prompts; equal prompts next to each other are read once."
-    profile, batches, usual = load_profile("smoke", draws=3, generation_batch=6), list[Any](), hf.generate_rows
-    monkeypatch.setattr(hf, "generate_rows", lambda m, t, prompts, *how: batches.append(prompts) or usual(m, t, prompts, *how))
+    profile, batches, usual = load_profile("smoke", draws=3, generation_batch=6), list[Any](), hf.stream_rows
+    monkeypatch.setattr(hf, "stream_rows", lambda m, t, prompts, *how: batches.append(prompts) or usual(m, t, prompts, *how))
     task = get_task(profile.task)
     run_episodes(open_engine(profile), task, task.problems("test", profile.data_options)[:4], profile, "sampled")
     first = [tuple(p) for batch in batches[:2] for p in batch]

@@ -65,9 +65,9 @@ def test_problems_are_those_of_the_training_split(run: Run, monkeypatch: pytest.
 
 def test_mining_says_early_that_nothing_is_right(run: Run, tmp_path: Path) -> None:
     problems = load_split(run, "train")
-    with pytest.warns(UserWarning, match="none of the first 100 attempts is right") as told:
+    with pytest.warns(UserWarning, match=r"none of the first \d{3} attempts is right") as told:
         sampler.sample_attempts(run, problems, tmp_path / "store", MockEngine(lambda *_: "I do not know.", context=10**6))
-    assert sum("of the first 100" in str(w.message) for w in told) == 2  # once each: nothing right, nothing to read
+    assert sum("of the first " in str(w.message) for w in told) == 2  # once each: nothing right, nothing to read
 
 
 def test_an_interval_on_both_sides_decides_nothing() -> None:
