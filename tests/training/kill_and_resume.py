@@ -4,7 +4,7 @@
 
 STAGE is `mine` or `train`; MOMENTS are words with commas between, one for each kill:
 
-    start    soon after the start, before anything more is done than was done before
+    start    as soon as the run has its folder, before anything more is done than was done before
     middle   a random while after some more work was done
     end      all the work is on disk, its results are not
     save     while the results are being written
@@ -97,7 +97,7 @@ def killed(pid: int, moment: str, stage: str, folder: Path, total: int, rng: ran
     before, began = progress(stage, folder), time.time()
     goal = min(total, max(1, before + rng.randint(0, 2)))
     ready = {
-        "start": lambda: True,
+        "start": folder.is_dir,
         "middle": lambda: progress(stage, folder) >= goal,
         "end": lambda: progress(stage, folder) >= total,
         "save": lambda: any(any(folder.glob(pattern)) for pattern in SAVED[stage]),
@@ -105,7 +105,7 @@ def killed(pid: int, moment: str, stage: str, folder: Path, total: int, rng: ran
     }[moment]
     if not wait_for(ready, pid):
         return False
-    time.sleep(rng.uniform(0, {"start": 0.5, "middle": 0.25}.get(moment, 0)))
+    time.sleep(rng.uniform(0, 0.25 if moment == "middle" else 0))
     os.kill(pid, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
