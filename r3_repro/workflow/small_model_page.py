@@ -110,7 +110,8 @@ def rate_summary(
 ) -> str:
     "How many retries were right in the last steps at each rate, and which rate was chosen."
     rates = "; ".join(
-        f"{r['learning rate']:g}: {r.right} of {r.retries}, {show_interval(r.share, r.low, r.high)}%" for _, r in t.iterrows()
+        f"{r['learning rate']:g}: {r.right:.0f} of {r.retries:.0f}, {show_interval(r.share, r.low, r.high)}%"
+        for _, r in t.iterrows()
     )
     signs = "No sign of trouble showed." if t["sign of trouble"].isna().all() else "Signs of trouble showed."
     link = f"[table]({folder}/learning_rate.md)"
