@@ -393,12 +393,12 @@ def comparability(
 ) -> str:
     "Whether a part can be set against the paper's row of its model, in words."
     paper, own = paper_row_of(part.model, part.task), {**settings, **part.settings}
-    why = [] if paper else ["the paper has no such model"]
-    why += ["problems of its own"] if own.get("source") == "generate" else []
+    why = [] if paper else ["its own model"]
+    why += ["its own problems"] if own.get("source") == "generate" else []
     why += ["r3 was not trained"] if "r3" not in part.seeds else []
     why += ["one seed"] if len(part.seeds.get("r3", ())) == 1 else []
     why += [] if any(a in part.seeds for a in CONTROL_ARMS) else ["no control arm"]
-    return f"not with the paper: {', '.join(why)}" if why else f"with {paper}; decoding of the paper is not known"
+    return f"no: {', '.join(why)}" if why else f"yes, {paper}; decoding of the paper is not known"
 
 
 def _mode(part: ReportPart) -> str:
@@ -446,10 +446,10 @@ def leaderboard(
             **_cells(p),
             "seeds of r3": str(len(p.seeds.get("r3", ()))),
         }
-        row |= {"problems": f"{p.problems:,}", "decoding": _mode(p), "comparable": comparability(p, report.settings)}
-        rows.append(row)
+        row |= {"problems": f"{p.problems:,}", "decoding": _mode(p)}
+        rows.append(row | {"like the paper's": comparability(p, report.settings)})
     head = ["model", "from", "parameters", *FOUR_COLUMNS.values(), "gain of r3 (points)", "gain of the control (points)"]
-    return pd.DataFrame(rows, columns=[*head, "seeds of r3", "problems", "decoding", "comparable"]).fillna("")
+    return pd.DataFrame(rows, columns=[*head, "seeds of r3", "problems", "decoding", "like the paper's"]).fillna("")
 
 # %% ../../nbs/analysis/report.ipynb #f3d71589
 def load_reports(
