@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TASK_TITLES', 'ROWS', 'TASK_NAMES', 'study_folder', 'base_folders', 'task_label', 'from_nbs', 'progress',
            'seeds_there', 'status_line', 'scope_line', 'short_verdict', 'verdict_table', 'claim_rows', 'findings',
-           'in_short', 'beside_the_verdicts', 'collapsed', 'overview', 'task_figures', 'tenfold', 'largest_gains',
-           'gates']
+           'verdict_words', 'in_short', 'beside_the_verdicts', 'collapsed', 'overview', 'task_figures', 'tenfold',
+           'largest_gains', 'gates']
 
 # %% ../../nbs/workflow/front_page.ipynb #24e52da4
 import json
@@ -246,13 +246,20 @@ def _claims(t: pd.DataFrame, verdict: str) -> str:
     return ", ".join(f"{what} ({claim})" for claim, what in t.loc[t.verdict == verdict, ["claim", "what"]].to_numpy())
 
 
+def verdict_words(
+    t: pd.DataFrame,  # columns claim, what and verdict
+) -> str:
+    "What was refuted, supported, left undecided and not asked, in sentences."
+    parts = [f"{word}: {said}" for word in (REFUTED, SUPPORTED, UNDECIDED, NOT_STUDIED) if (said := _claims(t, word))]
+    return ". ".join(p[0].upper() + p[1:] for p in parts) + "."
+
+
 def in_short() -> Markdown:
-    "What was refuted, supported and left undecided, a paragraph for each task."
+    "The verdicts in words, a paragraph for each task."
     claims, own, out = _table("verdicts"), _table("own_questions"), []
     for task in dict.fromkeys(claims.task):
         t = pd.concat([claims[claims.task == task], own[own.task == task]])
-        parts = [f"{word}: {said}" for word in (REFUTED, SUPPORTED, UNDECIDED, NOT_STUDIED) if (said := _claims(t, word))]
-        out.append(f"- **{task_label(str(task)).capitalize()}.** " + ". ".join(p[0].upper() + p[1:] for p in parts) + ".")
+        out.append(f"- **{task_label(str(task)).capitalize()}.** {verdict_words(t)}")
     return Markdown("\n".join(out))
 
 # %% ../../nbs/workflow/front_page.ipynb #d5c6fa7f
