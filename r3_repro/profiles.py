@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_SEED', 'SUITE_NAMES', 'CONTROLS', 'DataSettings', 'GenerationSettings', 'EngineSettings', 'MiningSettings',
            'MethodSettings', 'OptimizerSettings', 'RolloutSettings', 'MonitoringSettings', 'StoppingSettings',
-           'TrainingSettings', 'ProcessSettings', 'one_of', 'all_different', 'EvaluationSettings', 'local_source',
-           'Profile', 'inconsistencies']
+           'TrainingSettings', 'ProcessSettings', 'one_of', 'all_different', 'EvaluationSettings', 'ForgettingSettings',
+           'local_source', 'Profile', 'inconsistencies']
 
 # %% ../nbs/profiles.ipynb #6983caa9
 import difflib
@@ -278,13 +278,6 @@ class EvaluationSettings(_Settings):
     eval_seed: int = Field(default=0, ge=0, le=MAX_SEED, description="of sampled completions")
     controls: tuple[str, ...] = Field(default=(), description="retries of failed problems without their own reflection")
     curve_problems: int = Field(default=400, ge=0, description="held-out problems of the learning curve; 0 = all")
-    forgetting_suite: str = Field(description="'tiny' (local questions) or 'paper' (the published benchmarks)")
-    forgetting_tasks: tuple[str, ...] = Field(default=(), description="benchmarks of the suite to run; empty = all of them")
-    forgetting_limit: int = Field(default=0, ge=0, description="items a benchmark, a stratified sample; 0 = all")
-    forgetting_batch: int = Field(
-        default=0, ge=0, description="requests run at once; 0 = what memory holds, with vllm generation_batch"
-    )
-    benchmarks: str = Field(default="", description="folder with the published benchmarks' files; empty = from the hub")
     processes: int = Field(default=1, ge=1, description="processes of `accelerate launch`, one a GPU where there are GPUs")
 
     @field_validator("arms", "controls")
@@ -298,18 +291,48 @@ class EvaluationSettings(_Settings):
     def _different_modes(cls, modes: tuple[str, ...]) -> tuple[str, ...]:
         return all_different(modes)
 
+# %% ../nbs/profiles.ipynb #5fb974ce
+class ForgettingSettings(_Settings):
+    "The benchmarks of forgetting, and how much of them is run."
+
+    forgetting_suite: str = Field(description="'tiny' (local questions) or 'paper' (the published benchmarks)")
+    forgetting_tasks: tuple[str, ...] = Field(default=(), description="benchmarks of the suite to run; empty = all of them")
+    forgetting_limit: int = Field(default=0, ge=0, description="items a benchmark, a stratified sample; 0 = all")
+    forgetting_limits: tuple[str, ...] = Field(
+        default=(), description="other numbers of items for single benchmarks of suite 'paper', such as HellaSwag:500"
+    )
+    forgetting_batch: int = Field(
+        default=0, ge=0, description="requests run at once; 0 = what memory holds, with vllm generation_batch"
+    )
+    benchmarks: str = Field(default="", description="folder with the published benchmarks' files; empty = from the hub")
+
     @field_validator("forgetting_suite")
     @classmethod
     def _known_suite(cls, suite: str) -> str:
         return one_of(suite, SUITE_NAMES, "suite")
 
+    def items_of(
+        self,
+        benchmark: str,  # its name
+    ) -> int:
+        "Items of a published benchmark that are run; 0 = all."
+        own = dict(each.rsplit(":", 1) for each in self.forgetting_limits)
+        return int(own.get(benchmark, self.forgetting_limit))
+
 # %% ../nbs/profiles.ipynb #845e9648
 class _AllSettings(
-    DataSettings, GenerationSettings, EngineSettings, MiningSettings, TrainingSettings, ProcessSettings, EvaluationSettings
+    DataSettings,
+    GenerationSettings,
+    EngineSettings,
+    MiningSettings,
+    TrainingSettings,
+    ProcessSettings,
+    EvaluationSettings,
+    ForgettingSettings,
 ):
     "The groups together, and how their values are read."
 
-    @field_validator("modes", "arms", "servers", "controls", "mixture", "forgetting_tasks", mode="before")
+    @field_validator("modes", "arms", "servers", "controls", "mixture", "forgetting_tasks", "forgetting_limits", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return value.split() if isinstance(value, str) else value
@@ -491,6 +514,11 @@ def _impossible_vllm(p: Profile) -> list[str]:
 
 # %% ../nbs/profiles.ipynb #183b53bb
 def _impossible_evaluation(p: Profile) -> list[str]:
+    out = []
     if p.draws > 1 and "sampled" not in p.modes:
-        return [f"draws = {p.draws}, but modes = {' '.join(p.modes)}: only mode sampled has draws; add it, or set draws = 1"]
-    return []
+        out.append(f"draws = {p.draws}, but modes = {' '.join(p.modes)}: only mode sampled has draws; add it, or set draws = 1")
+    if wrong := [each for each in p.forgetting_limits if not re.fullmatch(r"[^:]+:\d+", each)]:
+        out.append(f"forgetting_limits = {wrong[0]!r}: write a benchmark's name, a colon and a number of items, HellaSwag:500")
+    elif p.forgetting_limits and p.forgetting_suite != "paper":
+        out.append(f"forgetting_limits is for suite paper; suite {p.forgetting_suite} has forgetting_limit alone")
+    return out

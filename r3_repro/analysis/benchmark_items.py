@@ -97,22 +97,30 @@ def _change(before: bool | None, after: bool) -> str:
     )
 
 # %% ../../nbs/analysis/benchmark_items.ipynb #26752839
+def _changed_first(e: pd.DataFrame) -> pd.DataFrame:
+    "Task and problem_id of the items, those gained or lost by some model first, otherwise by chance."
+    moved = e.change.isin(["gained", "lost"]).groupby([e.task, e.problem_id], sort=False).any()
+    order = moved.sample(frac=1, random_state=0).sort_values(ascending=False, kind="stable")
+    return order.reset_index()[["task", "problem_id"]]
+
+
 def write_items_page(
     source: str | Path,  # a model's folder in a run tree
     out: str | Path,  # file of the page, .html
     title: str = "",  # default: by the name of the source
-    limit: int = 20000,  # items that a page holds, over all models; more are left out, by whole items
+    limit: int = 20000,  # items that a page holds, over all models; those gained or lost go first, others are drawn
 ) -> str:
     "Write the page of a forgetting run. Returns a line on what it holds."
     file, place = Path(out), Path(source)
     if file.suffix != ".html":
         raise SettingsError(f"--out {out}: name a file that ends in .html")
     e = benchmark_items(place if place.name == "forgetting" else place / "forgetting")
-    keys = e[["task", "problem_id"]].drop_duplicates()
-    kept = keys.sample(min(len(keys), max(1, limit // e.groupby(["arm", "seed"]).ngroups)), random_state=0).sort_index()
+    keys = _changed_first(e)
+    kept = keys[: max(1, limit // e.groupby(["arm", "seed"]).ngroups)]
     shown = e.merge(kept, on=["task", "problem_id"]).astype(object)
     whole = " Log-likelihoods are of whole endings; HellaSwag is judged by those divided by the endings' lengths."
-    note = f"{len(kept):,} of {len(keys):,} items{', drawn by chance (seed 0)' if len(kept) < len(keys) else ''}."
+    drawn = ", changed ones first, others by chance (seed 0)" if len(kept) < len(keys) else ""
+    note = f"{len(kept):,} of {len(keys):,} items{drawn}."
     note += whole if "HellaSwag" in set(e.task) else ""
     with atomic(file) as part:
         part.write_text(make_page(shown, title or f"Benchmark items of {place.resolve().name}", note), "utf-8", newline="\n")

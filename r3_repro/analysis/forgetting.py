@@ -53,17 +53,17 @@ def same_protocol(
     before: dict[str, Any],  # result of the vanilla model, from `load_results`
     after: dict[str, Any],  # result of a trained model
 ) -> None:
-    "Raise `ValueError` unless both results answer the same questions in the same way."
+    "Raise `SettingsError` unless both results answer the same questions in the same way."
     names = f"{before['name']} and {after['name']}"
     for what in ("protocol", "chat_template", "items"):
         one, two = before["hashes"].get(what), after["hashes"].get(what)
         if one != two:
             differ = protocol_diff(before, after) if what == "protocol" else ""
             remedy = "run forgetting again" if what == "protocol" else "delete both files and run forgetting again"
-            raise ValueError(f"{names} were not examined alike: {what} is {one} and {two}{differ}; {remedy}")
+            raise SettingsError(f"{names} were not examined alike: {what} is {one} and {two}{differ}; {remedy}")
     for name in before["tasks"]:
         if before["tasks"][name]["config"] != after["tasks"][name]["config"]:
-            raise ValueError(f"{names}: task {name} was configured differently; delete both and run forgetting again")
+            raise SettingsError(f"{names}: task {name} was configured differently; delete both and run forgetting again")
 
 # %% ../../nbs/analysis/forgetting.ipynb #ceea19d1
 def item_outcomes(
@@ -283,6 +283,8 @@ def make_forgetting(
         shown = shown_table(tables["by_arm"], suite)
         can = "Could exclude: the smallest loss that these items and seeds exclude where nothing is lost"
         said = f"Vanilla and trained, with 95% intervals. {FORGETTING_RULE}. {can}."
+        lost = sum(r.get("lost", 0) for r in results.values())
+        said += f" {lost} answers were lost by a server and count as wrong." if lost else ""
         save_table(shown, at, "forgetting", said, tables["by_arm"])
         save_table(shown_seeds(tables["by_seed"]), at, "forgetting_by_seed", "Paired by item.", tables["by_seed"])
         save_figure(plot_forgetting(tables["by_arm"], tables["by_seed"]), folder / "figures", "forgetting")

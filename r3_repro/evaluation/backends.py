@@ -121,7 +121,7 @@ class _Prompts(TemplateLM):
         super().__init__()
         self.engine, self.tokenizer = engine, engine.tokenizer
         self._render = chat_renderer(engine.tokenizer)
-        self.lost = list[int]()  # places of the answers that no server could give
+        self.lost = list[tuple[Any, ...]]()  # what was asked where no server could give an answer
 
     @property
     def eot_token_id(self) -> int:
@@ -136,6 +136,9 @@ class _Prompts(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         return self.tokenizer.encode(string, add_special_tokens=False)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        raise NotImplementedError("no benchmark here asks for it")
 
 # %% ../../nbs/evaluation/backends.ipynb #1fa25de9
 SCORING = SamplingParams(1, greedy=True, prompt_logprobs=True)
@@ -156,8 +159,10 @@ class EngineLM(_Prompts):
         asked = (engine_request(i, r, self.tokenizer) for i, r in enumerate(requests))
         for i, answer in self._answers(asked, len(requests), "answers"):
             out[i] = generated_text(answer, requests[i], self.tokenizer)
-            self.lost += [i] if answer.finish == LOST else []
-            self.cache_hook.add_partial("generate_until", requests[i].args, out[i])
+            if answer.finish == LOST:
+                self.lost.append(requests[i].args)
+            else:
+                self.cache_hook.add_partial("generate_until", requests[i].args, out[i])
         return out
 
     def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
@@ -170,9 +175,6 @@ class EngineLM(_Prompts):
             out[i] = sum(s.logprob for s in scores), all(s.likeliest for s in scores)
             self.cache_hook.add_partial("loglikelihood", requests[i][0], out[i])
         return out
-
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        raise NotImplementedError("no benchmark here asks for it")
 
 # %% ../../nbs/evaluation/backends.ipynb #ca1369a2
 def check_backend(
@@ -257,8 +259,8 @@ def resumable(
     lm: Any,  # of `as_lm`
     file: Path,  # of the answers
 ) -> Any:
-    "The model with lm-eval's own cache: answers are kept as they come, as JSON, so that a kill costs the running batch."
-    from lm_eval.api.model import CachingLM
+    "The model with lm-eval's own cache: answers are kept as they come, as JSON; lost ones are not, and are asked for again."
+    from lm_eval.api.model import CachingLM, hash_args
     from sqlitedict import SqliteDict
 
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -266,5 +268,12 @@ def resumable(
     cached.dbdict.close()
     cached.dbdict = SqliteDict(str(file), autocommit=True, encode=json.dumps, decode=json.loads)
     cached.lm.set_cache_hook(cached.get_cache_hook())
-    lm.loglikelihood, lm.generate_until = cached.loglikelihood, cached.generate_until
+
+    def generate_until(requests: list[Any], **how: Any) -> list[str]:
+        out = cached.generate_until(requests, **how)
+        for args in getattr(lm, "lost", ()):
+            cached.dbdict.pop(hash_args("generate_until", args), None)
+        return out
+
+    lm.loglikelihood, lm.generate_until = cached.loglikelihood, generate_until
     return lm

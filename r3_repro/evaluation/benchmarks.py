@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ITEMS', 'PROTOCOL', 'question_row', 'is_local', 'questions', 'local_task', 'load_tasks', 'graded_rows',
            'example_item', 'graded_item', 'requests_of', 'prompt_limits', 'request_sizes', 'longest_request',
-           'check_models', 'protocol_of', 'config_hash', 'keep_samples', 'run_benchmark', 'models_of', 'is_benchmarked',
-           'benchmark_model', 'run_benchmarks', 'timed_benchmark', 'dry_run_benchmarks', 'forgetting']
+           'check_models', 'protocol_of', 'config_hash', 'keep_samples', 'run_benchmark', 'questions_of', 'models_of',
+           'is_benchmarked', 'benchmark_model', 'run_benchmarks', 'timed_benchmark', 'dry_run_benchmarks', 'forgetting']
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #54e4aacb
 import hashlib
@@ -27,11 +27,12 @@ import yaml
 
 from r3_repro.analysis.forgetting import arm_difference, compare_items, forgetting_judgement, score_table
 from r3_repro.analysis.protocol import protocol_digest
-from r3_repro.config import Profile, model_path
+from r3_repro.config import Profile, load_profile, model_path
 from r3_repro.evaluation.backends import backend_of, batch_of, chat_renderer, check_backend, open_backend, resumable
 from r3_repro.evaluation.benchmark_files import Questions, check_scorer, exchange_result, read_questions
 from r3_repro.runs.identity import model_hash
 from r3_repro.runs.layout import Run, model_path_for, open_run, root_folder, trained_runs, write_manifest
+from r3_repro.runs.preflight import preflight
 from r3_repro.tasks.suites import SKILLS, TASK_FOLDER, Benchmark, Item, guess_chance, suite_of
 from r3_repro.utils.errors import SettingsError, file_system_fault
 from r3_repro.utils.files import atomic, check_writable, locked, timed, write_json
@@ -218,7 +219,7 @@ def request_sizes(
     "A row a benchmark: items, requests, tokens of the longest prompt and its answer; `SettingsError` if they do not fit."
     out, (tokenizer, context) = [], prompt_limits(path, profile)
     for b, task in zip(suite_of(profile.forgetting_suite, profile.forgetting_tasks), tasks, strict=True):
-        asked = list(requests_of(task, manager, tokenizer, profile.forgetting_limit))
+        asked = list(requests_of(task, manager, tokenizer, profile.forgetting_limit if is_local(b) else 0))
         out.append({"benchmark": b.name, "items": len({(r.task_name, r.doc_id) for r in asked}), "requests": len(asked)})
         if tokenizer is None:
             continue
@@ -282,6 +283,7 @@ def protocol_of(
         | {
             "suite": profile.forgetting_suite,
             "limit": profile.forgetting_limit,
+            **({"limits": sorted(profile.forgetting_limits)} if profile.forgetting_limits else {}),
             "dtype": profile.dtype,
             "batch_size": batch_of(profile),
             "lm_eval_version": version("lm_eval"),
@@ -333,7 +335,10 @@ def run_benchmark(
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every model that is given as an object
     suite = suite_of(profile.forgetting_suite, profile.forgetting_tasks)
-    limit, longest = profile.forgetting_limit or None, longest_request(request_sizes(path, profile, tasks, manager))
+    longest = longest_request(request_sizes(path, profile, tasks, manager))
+    limit = (
+        profile.forgetting_limit or None if is_local(suite[0]) else None
+    )  # of the published ones, no more than these were read
     with open_backend(profile, path, suite, longest) as lm:
         lm = resumable(lm, answers) if answers else lm
         report = lm_eval.simple_evaluate(lm, tasks=tasks, task_manager=manager, limit=limit, log_samples=True, **PROTOCOL)
@@ -345,6 +350,15 @@ def run_benchmark(
     return {"tasks": scores, "hashes": {"chat_template": template}, "lost": len(getattr(lm, "lost", ()))}
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #8267c2c7
+def questions_of(
+    profile: Profile,
+) -> Questions:
+    "Rows of the profile's published benchmarks, as many of each as its limits say; `SettingsError` for a name that is none."
+    suite = tuple(b for b in suite_of(profile.forgetting_suite, profile.forgetting_tasks) if not is_local(b))
+    suite_of(profile.forgetting_suite, tuple(each.rpartition(":")[0] for each in profile.forgetting_limits))
+    return Questions({b.name: read_questions((b,), profile.items_of(b.name), profile.benchmarks).rows[b.name] for b in suite})
+
+
 def models_of(
     run: Run,  # any arm and seed of the model
 ) -> dict[str, tuple[Run, str]]:
@@ -362,6 +376,11 @@ def is_benchmarked(
     files = folder / f"{name}.json", folder / f"{name}.manifest.json"
     known = [json.loads(f.read_text("utf-8"))["hashes"] for f in files if f.is_file()]
     return len(known) == 2 and known[0] == known[1] and hashes.items() <= known[0].items()
+
+
+def _scores(result: dict[str, Any]) -> str:
+    lost = f"; {result['lost']} answers were lost and count as wrong" if result["lost"] else ""
+    return ", ".join(f"{b} {t['value']:.1%}" for b, t in result["tasks"].items()) + lost
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #2cc4025c
 def benchmark_model(
@@ -383,6 +402,7 @@ def benchmark_model(
     hashes |= result["hashes"] | {"items": digest({b: t["items"] for b, t in result["tasks"].items()})}
     stored = {"name": name, "arm": own.arm, "seed": own.seed, "suite": p.forgetting_suite}
     stored |= {"lm_eval_version": protocol["lm_eval_version"], "protocol": protocol, "hashes": hashes, "tasks": result["tasks"]}
+    stored |= {"lost": result["lost"]}
     write_json(folder / f"{name}.json", stored)
     configs = {b: t["config"] for b, t in result["tasks"].items()}
     more = {"study_protocol": protocol_digest(), "benchmarks": configs, "lost_answers": result["lost"]}
@@ -401,11 +421,14 @@ def run_benchmarks(
     suite = suite_of(p.forgetting_suite, p.forgetting_tasks)
     check_scorer(suite)
     check_backend(p, suite)
-    asked = read_questions(tuple(b for b in suite if not is_local(b)), p.forgetting_limit, p.benchmarks)
+    asked = questions_of(p)
     protocol = digest(protocol_of(p, asked))
     hashes = {name: {"model": model_hash(path), "protocol": protocol} for name, (_, path) in models.items()}
     if missing := [name for name in models if not is_benchmarked(folder, name, hashes[name])]:
         with locked(folder):
+            known = {f.name.removesuffix(".manifest.json") for f in folder.rglob("*.manifest.json")}
+            for name in sorted(known - set(models)):  # a model whose weights are not here any more
+                exchange_result(folder, name, protocol)
             check_models({n: path for n, (_, path) in models.items()}, p, *load_tasks(suite, folder / "questions", asked))
     for name in missing:
         own, path = models[name]
@@ -415,8 +438,7 @@ def run_benchmarks(
             if is_benchmarked(folder, name, hashes[name]):
                 continue
             result = benchmark_model(own, name, path, folder, asked)
-        shown = ", ".join(f"{b} {t['value']:.1%}" for b, t in result["tasks"].items())
-        print(f"forgetting, {name}: {shown}", flush=True)
+        print(f"forgetting, {name}: {_scores(result)}", flush=True)
     return list(models)
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #5b043b90
@@ -445,7 +467,7 @@ def dry_run_benchmarks(
     p, path, batch, out = run.profile, model_path(run.profile), batch_of(run.profile), []
     suite = suite_of(p.forgetting_suite, p.forgetting_tasks)
     check_backend(p, suite)
-    asked = read_questions(tuple(b for b in suite if not is_local(b)), p.forgetting_limit, p.benchmarks)
+    asked = questions_of(p)
     sizes, models = request_sizes(path, p, *load_tasks(suite, folder, asked)), len(models_of(run))
     with open_backend(p, path, suite, longest_request(sizes)) as lm:
         for b, row in zip(suite, sizes.to_dict("records"), strict=True):
@@ -467,17 +489,22 @@ def forgetting(
     "Compare two models item by item: scores, differences with 95% intervals, judgements, p values of tests against guessing."
     named = tasks if isinstance(tasks, str) else " ".join(tasks)
     settings = {"forgetting_tasks": named, "engine": "transformers"} | settings
-    home = root_folder(str(root)) / "pairs" / digest(str(sorted(settings.items())))  # where no other protocol's results are
+    one = load_profile("paper", model=str(base), **settings)
+    two = load_profile("paper", model=str(trained), **settings | {"revision": ""})
+    paths = model_path(one), model_path(two)
+    home = root_folder(str(root)) / "pairs" / digest([model_hash(paths[0]), str(sorted(settings.items()))])
     run = open_run("paper", model=str(base), root=str(home), **settings)
-    own, path = replace(run, arm="vanilla"), str(trained)
-    name = f"trained-{model_hash(path)[:8]}"
-    models = {"vanilla": (own, model_path(run.profile)), name: (replace(run, arm="trained"), path)}
+    for profile in (one, two):
+        preflight(replace(run, profile=profile), "forgetting")
+    name = f"trained-{digest(model_hash(paths[1]))[:8]}"
+    models = {"vanilla": (replace(run, arm="vanilla"), paths[0]), name: (replace(run, arm="trained"), paths[1])}
     run_benchmarks(run, models)
+    print(f"every item: r3-repro browse {run.model_dir} --benchmarks", flush=True)
     before, after = (json.loads((run.model_dir / "forgetting" / f"{n}.json").read_text("utf-8")) for n in models)
     table = compare_items(before, after).drop(columns=["arm", "seed"])
     found = [arm_difference(before, [after], task) for task in table["task"]]
     table = table.assign(
         low=[f.low for f in found], high=[f.high for f in found], judgement=[forgetting_judgement(f) for f in found]
     )
-    one, two = score_table({"before": before}), score_table({"after": after})
-    return table.assign(chance=one["chance"], p_before=one["p"], p_after=two["p"])
+    chance, p = ([score_table({"": r})[c] for r in (before, after)] for c in ("chance", "p"))
+    return table.assign(chance=chance[0], p_before=p[0], p_after=p[1])

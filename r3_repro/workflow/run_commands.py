@@ -255,7 +255,7 @@ def _forgetting(
         files = benchmark_files.fetch_benchmarks(fetch, suite) if fetch else benchmark_files.check_benchmarks(folder, suite)
         return to_markdown(files).rstrip()
     if limit is not None:
-        run = replace(run, profile=run.profile.model_copy(update={"forgetting_limit": limit}))
+        run = replace(run, profile=run.profile.model_copy(update={"forgetting_limit": limit, "forgetting_limits": ()}))
     if dry_run:
         with TemporaryDirectory() as folder:
             return to_markdown(benchmarks.dry_run_benchmarks(run, Path(folder))).rstrip()

@@ -5,6 +5,7 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from real_benchmarks import THERE
 from support import DATA, patience
 from test_benchmarks import random_model
 
-from r3_repro.analysis.forgetting import compare_items, load_results
+from r3_repro.analysis.forgetting import compare_items, load_results, make_forgetting
 from r3_repro.config import load_profile, model_path
-from r3_repro.engines.base import SamplingParams, complete
+from r3_repro.engines.base import LOST, SamplingParams, complete
 from r3_repro.engines.chat import render
 from r3_repro.engines.hf import Transformers
 from r3_repro.evaluation import backends, benchmarks
-from r3_repro.evaluation.backends import SCORING, EngineLM, as_lm
+from r3_repro.evaluation.backends import SCORING, EngineLM, as_lm, resumable
 from r3_repro.evaluation.benchmarks import dry_run_benchmarks, load_tasks, requests_of, run_benchmarks
 from r3_repro.runs.layout import Run, open_run
 from r3_repro.tasks.base import user
@@ -239,7 +240,9 @@ def test_a_model_is_examined_at_a_server_that_has_it_under_its_name(serve: Serve
     assert graded(other, "r3-seed0") == graded(usual)
 
 
-def test_an_answer_that_no_server_gives_is_wrong_and_counted(serve: Serve, usual: Run, tmp_path: Path) -> None:
+def test_an_answer_that_no_server_gives_is_wrong_and_counted(
+    serve: Serve, usual: Run, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     server = serve()
     run = served(server, tmp_path, forgetting_tasks="word_problem")
     tasks, manager = load_tasks(suite_of("tiny", ("word_problem",)), tmp_path)
@@ -255,6 +258,37 @@ def test_an_answer_that_no_server_gives_is_wrong_and_counted(serve: Serve, usual
     assert graded(run)["word_problem"] == right[:place] + "0" + right[place + 1 :]
     manifest = json.loads((run.model_dir / "forgetting/vanilla.manifest.json").read_text("utf-8"))
     assert manifest["lost_answers"] == 1
+    assert "1 answers were lost and count as wrong" in capsys.readouterr().out
+    run_benchmarks(
+        replace(run, arm="r3"), {"r3-seed0": (replace(run, arm="r3"), str(TINY))}
+    )  # to be compared, of the same weights
+    make_forgetting(run.model_dir)
+    assert "answers were lost by a server" in (run.model_dir / "tables/forgetting.md").read_text("utf-8")
+
+
+def test_a_lost_answer_is_not_kept_and_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, usual = Transformers.load(TINY), EngineLM._answers
+    asked = [Instance("generate_until", {}, (f"Compute {k} + 1.", {"max_gen_toks": 6, "until": []}), 0) for k in range(3)]
+    right, first = EngineLM(engine).generate_until(asked), EngineLM(engine)
+
+    def lossy(self: EngineLM, requests: Iterator[Any], total: int, label: str) -> Iterator[tuple[int, Any]]:
+        for i, answer in usual(self, requests, total, label):
+            yield i, replace(answer, text="", ids=(), finish=LOST) if i == 1 else answer
+
+    with monkeypatch.context() as m:
+        m.setattr(EngineLM, "_answers", lossy)
+        assert resumable(first, tmp_path / "answers.db").generate_until(asked) == [right[0], "", right[2]]
+    assert len(first.lost) == 1 and right[1]
+    numbers = list[int]()
+
+    def counted(self: EngineLM, requests: Iterator[Any], total: int, label: str) -> Iterator[tuple[int, Any]]:
+        numbers.append(total)
+        return usual(self, requests, total, label)
+
+    monkeypatch.setattr(EngineLM, "_answers", counted)
+    again = EngineLM(engine)
+    assert resumable(again, tmp_path / "answers.db").generate_until(asked) == right
+    assert numbers == [1] and not again.lost
 
 
 def test_a_dry_run_prices_what_a_server_does(serve: Serve, tmp_path: Path) -> None:

@@ -232,6 +232,14 @@ def test_two_models_in_three_lines(folder: Path, brief: Path, tmp_path: Path) ->
         compare_items(vanilla, list(results.values())[1])
 
 
+def test_benchmarks_have_numbers_of_items_of_their_own(folder: Path, brief: Path, tmp_path: Path) -> None:
+    "Also where lm-eval's limit, which is one for all, would cut them."
+    how = settings(folder, forgetting_tasks="HellaSwag GSM8K", forgetting_limit=2, root=tmp_path)
+    table = r3_repro.forgetting(brief, brief, forgetting_limits="HellaSwag:5", **how)
+    assert dict(zip(table["task"], table["n"], strict=True)) == {"GSM8K": 2, "HellaSwag": 5}
+    assert set(r3_repro.forgetting(brief, brief, **how)["n"]) == {2} and len(list(tmp_path.rglob("vanilla.json"))) == 2
+
+
 PLAIN = """
 import json, sys
 import lm_eval

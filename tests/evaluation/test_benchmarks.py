@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from support import patience
 
-from r3_repro.analysis.forgetting import by_arm, compare_items, load_results
+from r3_repro.analysis.forgetting import by_arm, compare_items, load_results, make_forgetting
+from r3_repro.config import load_profile
 from r3_repro.evaluation import benchmarks
 from r3_repro.evaluation.backends import as_lm
 from r3_repro.evaluation.benchmark_files import exchange_result
-from r3_repro.evaluation.benchmarks import PROTOCOL, graded_item, load_tasks, run_benchmarks
+from r3_repro.evaluation.benchmarks import PROTOCOL, graded_item, load_tasks, questions_of, run_benchmarks
 from r3_repro.runs.layout import Run, open_run
 from r3_repro.tasks.suites import SKILLS, suite_of
 from r3_repro.utils.errors import SettingsError
@@ -227,6 +228,58 @@ def test_results_of_another_protocol_are_kept_and_come_back(
     assert "is taken back from" in capsys.readouterr().out and stored(aside) == {}
     run_benchmarks(replace(run, profile=few))
     assert stored(folder).items() >= limited.items()
+
+
+def test_a_result_whose_weights_are_gone_moves_aside_with_the_others(examined: Run, tmp_path: Path) -> None:
+    "Else tables could not be made: its protocol is not that of the others."
+    shutil.copytree(examined.root, tmp_path, dirs_exist_ok=True)
+    run, folder = replace(examined, root=tmp_path), examined.model_dir.relative_to(examined.root) / "forgetting"
+    shutil.rmtree(run.model_dir / "training/random_reward-seed3")
+    make_forgetting(run.model_dir)  # still of one protocol
+    few = replace(run, profile=examined.profile.model_copy(update={"forgetting_limit": 2}))
+    assert run_benchmarks(few) == ["vanilla", "r3-seed0"] == list(load_results(tmp_path / folder))
+    make_forgetting(run.model_dir)
+    run_benchmarks(run)
+    assert "random_reward-seed3" in load_results(tmp_path / folder)
+
+
+def test_two_models_of_the_hub_with_like_names_are_two_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, base = benchmarks.model_hash, random_model(tmp_path / "base")
+    monkeypatch.setattr(benchmarks, "model_hash", lambda path: f"Qwen/Qwen2.5-{Path(path).name}@{usual(path)}")
+    how = {"forgetting_suite": "tiny", "forgetting_limit": 2, "dtype": "float32", "root": tmp_path / "runs"}
+    for name, seed in (("one", 1), ("two", 2)):
+        benchmarks.forgetting(base, random_model(tmp_path / name, seed), "geography", **how)
+    (folder,) = {f.parent for f in (tmp_path / "runs").rglob("vanilla.json")}
+    assert len(load_results(folder)) == 3 and len(list(folder.glob("samples/*/geography.jsonl"))) == 3
+    other = random_model(tmp_path / "elsewhere/base", 3)  # a base of the same name
+    benchmarks.forgetting(other, tmp_path / "one", "geography", **how)
+    assert len({f.parent for f in (tmp_path / "runs").rglob("vanilla.json")}) == 2
+
+
+@pytest.mark.parametrize("wrong", ["base", "trained"])
+def test_a_pair_with_a_wrong_model_is_refused_in_words(tmp_path: Path, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarks, "run_benchmarks", lambda *_: pytest.fail("it was begun"))
+    there = random_model(tmp_path / "base")
+    (tmp_path / "empty").mkdir()
+    how = {"forgetting_suite": "tiny", "dtype": "float32", "root": tmp_path / "runs"}
+    for path, said in (
+        ("/nowhere/model", "no such folder"),
+        ("~/nowhere-model", "nowhere-model' in it does not"),
+        (tmp_path / "empty", "lacks"),
+    ):
+        pair = {"base": there, "trained": there} | {wrong: path}
+        with pytest.raises(SettingsError, match=said):
+            benchmarks.forgetting(**pair, **how)
+
+
+@pytest.mark.parametrize("wrong", ["HellaSwag", "HellaSwag:many", "HellaSwag:-1"])
+def test_a_number_of_items_that_is_none_is_refused(wrong: str) -> None:
+    with pytest.raises(SettingsError, match="write a benchmark's name, a colon and a number of items"):
+        load_profile("paper", forgetting_limits=wrong)
+    with pytest.raises(SettingsError, match="suite tiny has forgetting_limit alone"):
+        load_profile("tiny", forgetting_limits="HellaSwag:5")
+    with pytest.raises(SettingsError, match="no Hellaswag"):
+        questions_of(load_profile("paper", forgetting_limits="Hellaswag:5"))
 
 
 @pytest.mark.parametrize("stage", range(3))
