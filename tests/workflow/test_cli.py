@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from support import REPOSITORY, patience
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -44,6 +45,21 @@ def test_a_stage_takes_the_options_that_name_a_run(name: str) -> None:
     shown = invoke(name, "--help").stdout
     assert all(f"--{option}" in shown for option in ("profile", "task", "model", "root"))
     assert "[default: " in shown
+
+
+@pytest.mark.parametrize("name", ["gate", "mine", "doctor", "plan"])
+@pytest.mark.parametrize("near", [False, True])
+def test_a_model_that_a_command_makes_names_that_command(
+    name: str, near: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    if near:
+        (tmp_path / "models").mkdir()
+    done = invoke(name, "--profile", "small")
+    assert done.exit_code == 2 and done.stderr.rstrip().endswith(
+        "`r3-repro models smollm2` makes models/SmolLM2-135M-Instruct"
+    ), done.output
 
 
 @pytest.mark.parametrize(
