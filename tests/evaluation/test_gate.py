@@ -6,9 +6,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from support import REPOSITORY
 
+from r3_repro.config import load_profile
 from r3_repro.data import load_split
 from r3_repro.engines.base import MockEngine
+from r3_repro.engines.vllm import VLLM
 from r3_repro.evaluation import gate as gates
 from r3_repro.mining import sampler
 from r3_repro.runs.layout import Run, open_run
@@ -74,3 +77,9 @@ def test_an_interval_on_both_sides_decides_nothing() -> None:
     row = pd.DataFrame({"what": ["retry, own reflection"], "low": [0.01], "high": [0.09]})
     assert gates.gate_verdict(row) == "not decided"
     assert gates.gate_verdict(row.assign(low=0.03)) == "able" and gates.gate_verdict(row.assign(high=0.015)) == "not able"
+
+
+def test_the_guide_says_when_mining_looks() -> None:
+    guide, engine = (REPOSITORY / "nbs/guides/own_model.ipynb").read_text("utf-8"), object.__new__(VLLM)
+    engine.batch, engine.rows = load_profile("paper").generation_batch, 0
+    assert f"{max(sampler.EARLY, engine.capacity)} with vLLM in `paper`" in guide
