@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['LEAST_RIGHT', 'ENOUGH', 'after_good_reflections', 'measured_rows', 'gate_verdict', 'gate_advice', 'Gate',
-           'measure_gate', 'gate']
+           'measure_gate', 'gate', 'known_gates']
 
 # %% ../../nbs/evaluation/gate.ipynb #8ac644bc
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
+from r3_repro.config import model_folder, model_path
 from r3_repro.data import load_split
 from r3_repro.engines.base import Engine, complete
 from r3_repro.engines.factory import open_engine
@@ -21,7 +22,7 @@ from r3_repro.evaluation.reflection_controls import retry_again
 from r3_repro.profiles import Profile
 from r3_repro.reporting.tables import save_table, show_intervals
 from r3_repro.runs.identity import model_hash
-from r3_repro.runs.layout import Run, model_path_for, write_manifest
+from r3_repro.runs.layout import Run, mixture_runs, model_path_for, write_manifest
 from r3_repro.tasks.base import Problem, Task, get_task, reflection_messages, retry_messages
 from r3_repro.utils.files import timed, write_parquet
 from r3_repro.utils.stats import wilson
@@ -81,6 +82,7 @@ def gate_advice(
     episodes: pd.DataFrame,  # of the untrained model
     unparseable: tuple[str, ...],  # error types of the task that mean that no answer was found
     verdict: str,  # from `gate_verdict`
+    left: int = 1,  # problems of the training split that were not measured
 ) -> list[str]:
     "What to change, a line each: limits, form, difficulty, number of problems."
     failed = episodes[~episodes.attempt_ok]
@@ -96,7 +98,8 @@ def gate_advice(
             "training would have next to nothing to pay (claim C9): take easier problems, a better model, or teach it first"
         )
     if verdict == "not decided":
-        out.append("more problems, to decide it")
+        every = f"a larger train_size, to decide it: all {len(episodes)} training problems were measured"
+        out.append("more problems, to decide it" if left else every)
     if episodes.attempt_ok.mean() > 0.95:
         out.append("harder problems: hardly any failure is left to train on")
     return out
@@ -118,13 +121,14 @@ class Gate:
 # %% ../../nbs/evaluation/gate.ipynb #1075e874
 def measure_gate(
     run: Run,  # its untrained model
-    problems: int = ENOUGH,  # of the training split
+    problems: int = ENOUGH,  # of the training split, or all that there are
 ) -> tuple[Gate, pd.DataFrame]:
     "Measure a model before training; returns what was found, and the episodes."
     profile, task = run.profile.model_copy(update={"draws": 1}), get_task(run.profile.task)
+    every = load_split(run, "train")
     engine = open_engine(profile, model_path_for(run))
     try:
-        rows = run_episodes(engine, task, load_split(run, "train")[-problems:], profile, "sampled")
+        rows = run_episodes(engine, task, every[-problems:], profile, "sampled")
         episodes = as_table(rows, "vanilla", 0, profile.retries)
         failed = episodes[~episodes.attempt_ok]
         bare = retry_again(engine, task, failed, profile, "sampled", "bare")
@@ -132,12 +136,12 @@ def measure_gate(
     finally:
         engine.close()
     verdict = gate_verdict(found)
-    return Gate(found, verdict, gate_advice(episodes, task.unparseable, verdict)), episodes
+    return Gate(found, verdict, gate_advice(episodes, task.unparseable, verdict, len(every) - len(episodes))), episodes
 
 # %% ../../nbs/evaluation/gate.ipynb #03dddc2b
 def gate(
     run: Run,  # profile, task and model; arm and seed do not matter
-    problems: int = ENOUGH,  # of the training split
+    problems: int = ENOUGH,  # of the training split, or all that there are
     out: Path | None = None,  # folder of what was found; default: `gate` beside the model's other results
 ) -> Gate:
     "Measure the run's model before training and store what was found, with its manifest."
@@ -147,8 +151,34 @@ def gate(
         found, episodes = measure_gate(run, problems)
     write_parquet(folder / "episodes.parquet", episodes)
     shown = found.rows[["what", "right", "of"]].assign(**{"share, %": show_intervals(found.rows, "share")})
-    said = f"The untrained {run.profile.model.rstrip('/').rpartition('/')[2]} on {run.profile.task}: {found.verdict}."
+    n = f"{'all ' if len(episodes) < problems else ''}{len(episodes)} training problems"
+    said = f"{run.profile.model.rstrip('/').rpartition('/')[2]} before GRPO on {run.profile.task}, {n}: {found.verdict}."
     save_table(shown, folder, "gate", " ".join([said, *(f"Look at {line}." for line in found.advice)]), found.rows)
     hashes = {"model": model_hash(model_path_for(run))}
-    write_manifest(folder / "manifest.json", "gate", run, seconds, hashes, problems=problems, verdict=found.verdict)
+    write_manifest(folder / "manifest.json", "gate", run, seconds, hashes, problems=len(episodes), verdict=found.verdict)
     return found
+
+# %% ../../nbs/evaluation/gate.ipynb #d787bd7c
+def _stored_gate(run: Run) -> tuple[str, Path] | None:
+    "Verdict and folder of a stored gate of the run's base model and task."
+    path = str(model_folder(run.profile.model) or model_path(run.profile))
+    for folder in (run.model_dir / "gate", Path(path).with_name(f"{Path(path).name}-gate")):
+        file = folder / "manifest.json"
+        known = json.loads(file.read_text("utf-8")) if file.is_file() else None
+        if known and known["profile"]["task"] == run.profile.task and known["hashes"]["model"] == model_hash(path):
+            return known["verdict"], folder
+    return None
+
+
+def known_gates(
+    run: Run,  # of a mixture: each of its tasks
+) -> list[tuple[str, str]]:
+    "Verdict of a stored gate, or an empty text, and a line that says it; nothing in the tiny world."
+    out = []
+    for p in [r.profile for r in mixture_runs(run) if r.profile.forgetting_suite != "tiny"]:
+        if found := _stored_gate(replace(run, profile=p)):
+            out.append((found[0], f"gate of {p.model} on {p.task}: {found[0]} ({found[1] / 'gate.md'})"))
+            continue
+        command = f"r3-repro gate --profile {p.name} --task {p.task} --model {p.model}"
+        out.append(("", f"no gate was measured for this model and task: {command} says in minutes whether it can learn"))
+    return out

@@ -37,6 +37,12 @@ def measured_rates() -> tuple[float, float]:
     return 2 * 768**3 / fastest(lambda: a @ a), 2 * b.nbytes / fastest(lambda: into.copy_(b), 3)
 
 # %% ../../nbs/planning/here.ipynb #a62d8a62
+def _others_run() -> str:
+    "What to say of a machine that others use while it is measured; empty for a quiet one."
+    load, cores = psutil.getloadavg()[0], psutil.cpu_count() or 1
+    return f"; others use it (load {load:.1f}, {cores} cores), so that rates are too low" if load > cores / 2 else ""
+
+
 def machine_for(
     p: Profile,
     gpu_memory: float = H100.memory,  # GiB that a program can have of one GPU; another value asks for a plan on GPUs
@@ -44,8 +50,8 @@ def machine_for(
     "What a run is planned for, and its name: this machine for transformers without a GPU, else the H100 of the data sheet."
     if p.engine != "transformers" or p.use_vllm or gpu_memory != H100.memory or torch.cuda.is_available():
         return Machine(**vars(H100) | {"memory": gpu_memory}), "an H100, by its data sheet"
-    flops, bandwidth = measured_rates()
+    others, (flops, bandwidth) = _others_run(), measured_rates()
     own = {"memory": psutil.virtual_memory().total / GIB, "flops": flops, "context": 0.5, "vllm": 0.0}
     own |= {"bandwidth": bandwidth / (2 if p.dtype == "float32" else 1)}  # plans count two bytes a weight
     own |= {"name": "this machine", "training": 0.6, "prefill": 0.6, "streaming": 0.4, "slow_overhead": 0.06}
-    return Machine(**vars(H100) | own), f"this machine, measured: {torch.get_num_threads()} threads"
+    return Machine(**vars(H100) | own), f"this machine, measured: {torch.get_num_threads()} threads{others}"

@@ -94,8 +94,12 @@ class Machine:
     name: str = "H100"  # whose speeds these are; another one has no GPU, and its memory is the main memory
 
     @property
+    def has_gpu(self) -> bool:
+        return self.name == "H100"
+
+    @property
     def place(self) -> str:
-        return "on each GPU" if self.name == "H100" else "of main memory"
+        return "on each GPU" if self.has_gpu else "of main memory"
 
 
 H100 = Machine()

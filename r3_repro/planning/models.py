@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from r3_repro.config import model_folder
+from r3_repro.config import model_folder, packaged_hint
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import hub_revision
 
@@ -170,10 +170,9 @@ def shape_of(
         try:
             return read_shape(f"{name}@{revision}" if revision else name)
         except SettingsError as e:
-            close = difflib.get_close_matches(name, MODELS, 1)
-            raise SettingsError(
-                f"{e}\n" + (f"Did you mean {close[0]!r}?" if close else f"Known without a hub: {', '.join(MODELS)}")
-            ) from e
+            close, made = difflib.get_close_matches(name, MODELS, 1), packaged_hint(name)
+            hint = f"Did you mean {close[0]!r}?" if close else f"Known without a hub: {', '.join(MODELS)}"
+            raise SettingsError(f"{e}{made}" if made else f"{e}\n{hint}") from e
     shape = MODELS[name].shape
     if shape is None:
         raise SettingsError(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCHMARK_LOADS', 'pass_flops', 'update_flops', 'update_seconds', 'StepBatch', 'generation_seconds', 'step_seconds',
-           'bulk_seconds', 'evaluation_seconds', 'BenchmarkLoad', 'benchmark_seconds', 'stage_hours', 'split_groups',
-           'plan_lines', 'refuse_plan', 'make_plan', 'plan_overview']
+           'bulk_seconds', 'evaluation_seconds', 'BenchmarkLoad', 'benchmark_batch', 'benchmark_seconds', 'stage_hours',
+           'split_groups', 'plan_lines', 'refuse_plan', 'make_plan', 'plan_overview']
 
 # %% ../../nbs/planning/plan.ipynb #030716bc
 import math
@@ -181,10 +181,18 @@ BENCHMARK_LOADS = {
 }  # fmt: skip
 
 
+def benchmark_batch(p: Profile, m: Machine) -> int:
+    "Requests of a benchmark at once, at most, as `batch_of` chooses them where memory does not hold fewer."
+    if p.forgetting_batch or p.engine == "server":
+        return p.forgetting_batch or p.server_concurrency
+    if (p.ray_engine if p.engine == "ray" else p.engine) == "vllm":
+        return p.generation_batch
+    return 64 if m.has_gpu else 8
+
+
 def benchmark_seconds(p: Profile, s: Shape, tok: Lengths, m: Machine) -> float:
     "Seconds to examine one model by the published benchmarks, on one copy; 0 for the local suite."
-    seconds, slow = 0.0, p.engine == "transformers"
-    q = p.model_copy(update={"generation_batch": p.forgetting_batch or (64 if slow else p.generation_batch)})
+    seconds, slow, q = 0.0, p.engine == "transformers", p.model_copy(update={"generation_batch": benchmark_batch(p, m)})
     for b in suite_of(p.forgetting_suite, p.forgetting_tasks):
         if not (load := BENCHMARK_LOADS.get(b.name)):
             continue
@@ -277,11 +285,13 @@ def _training_lines(p: Profile, s: Shape, tok: Lengths, m: Machine) -> list[str]
 # %% ../../nbs/planning/plan.ipynb #56101796
 def _assumptions(p: Profile, tok: Lengths, m: Machine) -> str:
     "What the numbers rest on, in words."
+    slow = {p.engine == "transformers", not p.use_vllm}  # in bulk, and in training
+    each = " to ".join(f"{1000 * t:g}" for t in sorted(m.slow_overhead if s else m.token_overhead for s in slow))
     return (
         f"Assumed, not measured: prompts of {tok.prompt} tokens (at most {tok.longest_prompt}), answers of {tok.answer} (limit "
         f"{p.max_answer_tokens}), reflections of {tok.reflection} (limit {p.max_reflection_tokens}); {m.training:.0%} of "
         f"{m.flops / 1e12:.3g} TFLOP/s in training; {m.streaming:.0%} of {m.bandwidth / 1e12:.3g} TB/s and "
-        f"{1000 * m.token_overhead:g} ms a token in generation; {m.failed:.0%} of first attempts fail in evaluation. "
+        f"{each} ms a token in generation; {m.failed:.0%} of first attempts fail in evaluation. "
         + ("Benchmarks: answers of 150 to 300 tokens." if p.forgetting_suite == "paper" else "Local benchmarks are not counted.")
     )
 

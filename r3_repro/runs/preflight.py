@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from r3_repro.arms import ARMS
-from r3_repro.config import Profile, model_path
+from r3_repro.config import Profile, model_path, packaged_hint
 from r3_repro.runs.distributed import machines
 from r3_repro.runs.hub import hub_commit
 from r3_repro.runs.layout import Run
@@ -32,11 +32,14 @@ def _check_hub(where: str, name: str, kind: str) -> None:
     name, revision = hub_revision(name)
     commit = hub_commit(name, kind, revision)
     if commit == "":
-        raise SettingsError(f"{where}: the hub has no such {kind}; check name and revision (and your token, if it is private)")
+        raise SettingsError(
+            f"{where}: the hub has no such {kind}; check name and revision (and your token, if it is private)"
+            + packaged_hint(name)
+        )
     if commit is None:
         raise SettingsError(
             f"{where}: taken for a {kind} of the hub, which cannot be reached or refuses it, and it is not in the cache: "
-            "give a local path, or this machine network (for a gated one: a token), or a filled HF_HOME"
+            "give a local path, or this machine network (for a gated one: a token), or a filled HF_HOME" + packaged_hint(name)
         )
     cache = Path(constants.HF_HUB_CACHE)
     if not (cache / f"{kind}s--{name.replace('/', '--')}" / "snapshots" / commit).is_dir():  # it will be fetched

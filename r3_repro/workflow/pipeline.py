@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUIET', 'Chapter', 'CHAPTER_STAGES', 'check_parameters', 'shown_progress', 'ParallelBars', 'chapters_of',
-           'run_chapter', 'chapter_command', 'run_together', 'own_files', 'fingerprint', 'verdict_lines', 'reproduce']
+           'run_chapter', 'chapter_command', 'run_together', 'own_files', 'fingerprint', 'verdict_lines',
+           'check_last_chapter', 'reproduce']
 
 # %% ../../nbs/workflow/pipeline.ipynb #422e7db4
 import contextlib
@@ -25,12 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from r3_repro.arms import training_order
-from r3_repro.config import model_path
+from r3_repro.config import Profile, model_path
+from r3_repro.evaluation.benchmark_files import check_benchmarks, check_scorer, published_of
+from r3_repro.evaluation.gate import known_gates
 from r3_repro.runs.identity import model_hash, source_hash, task_hash
 from r3_repro.runs.launch import max_parallel_jobs
 from r3_repro.runs.layout import Run, mixture_runs
 from r3_repro.runs.preflight import preflight
 from r3_repro.tasks.base import get_task
+from r3_repro.tasks.suites import suite_of
 from r3_repro.utils.errors import ERROR_PREFIX, SettingsError
 from r3_repro.utils.files import PACKAGE, resource
 from r3_repro.utils.hashing import digest, file_hash
@@ -295,6 +299,14 @@ def _run_all(run: Run, folder: Path) -> None:
             for label in labels:
                 print(f"{label}: done in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
 
+# %% ../../nbs/workflow/pipeline.ipynb #f63c994f
+def check_last_chapter(p: Profile) -> None:
+    "Raise `SettingsError` if the benchmarks of chapter 06 cannot be graded, or the folder that should have them does not."
+    suite = suite_of(p.forgetting_suite, p.forgetting_tasks)
+    check_scorer(suite)
+    if p.benchmarks and published_of(suite):
+        check_benchmarks(p.benchmarks, suite)
+
 # %% ../../nbs/workflow/pipeline.ipynb #90e2b5cd
 def reproduce(run: Run) -> None:
     "Run all chapters of a run, make tables and figures, and print the verdicts; a finished run only prints them."
@@ -305,6 +317,9 @@ def reproduce(run: Run) -> None:
         print(verdict_lines(tables))
         print(f"everything was done already; see {run.model_dir}")
         return
+    check_last_chapter(run.profile)
+    for _, line in known_gates(run):
+        print(line, file=sys.stderr)
     _run_all(run, folder)
     make_reports(run.model_dir)
     stamp.write_text(fingerprint(run), "utf-8")

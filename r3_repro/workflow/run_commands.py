@@ -161,14 +161,18 @@ def _mine(
 @run_command("train")
 def _train(run: Run) -> str | None:
     "Train one arm and seed: GRPO on the tokens of the reflection. Several processes need `launch-training`."
+    from r3_repro.evaluation.gate import known_gates
     from r3_repro.training import train as training
     from r3_repro.training.monitoring import TrainingStopped
 
+    first = os.environ.get("RANK", "0") == "0"
+    for _, line in known_gates(run) if first else []:
+        typer.echo(line)
     try:
         training.train(run)
     except TrainingStopped as e:
         raise SettingsError(str(e)) from e
-    return training.training_summary_line(run) if os.environ.get("RANK", "0") == "0" else None
+    return training.training_summary_line(run) if first else None
 
 # %% ../../nbs/workflow/run_commands.ipynb #d3f134ff
 @run_command("evaluate", "evaluate")
@@ -196,10 +200,10 @@ def _curve(run: Run) -> str:
 @run_command("gate", "evaluate", leave_out=("arm", "seed"))
 def _gate(
     run: Run,
-    problems: Annotated[int, typer.Option(min=10, help="of the training split")] = 250,
+    problems: Annotated[int, typer.Option(min=10, help="of the training split, or all that there are")] = 250,
     out: Annotated[str, typer.Option(help="folder of the report [gate, beside the model's other results]")] = "",
 ) -> str:
-    "Measure in minutes whether the untrained model is able enough: first tries, and retries after its own and a good reflection."
+    "Measure in minutes whether a model is able enough to be trained: first tries, retries after its own and a good reflection."
     from r3_repro.evaluation.gate import gate
 
     return str(gate(run, problems, user_path(out) if out else None))
@@ -213,13 +217,15 @@ def _warm_start(
     problems: Annotated[int, typer.Option(min=1, help="of the training split, taught")] = 400,
     epochs: Annotated[int, typer.Option(min=1, help="times that each turn is taught")] = 2,
     learning_rate: Annotated[float, typer.Option(min=0, help="at its peak")] = 5e-5,
+    gate_problems: Annotated[int, typer.Option(min=10, help="the last of the training split: not taught, for the gate")] = 250,
 ) -> str:
     "Teach a model answers, its own reflections and retries, for GRPO to have something to pay; then its gate."
     from r3_repro.workflow.warm_start import WarmStart, examine_start, warm_start
 
     started = user_path(out)
-    warm_start(run, started, WarmStart(problems, epochs, learning_rate=learning_rate))
-    found, checks = examine_start(run, started, user_path(report) if report else started.with_name(f"{started.name}-gate"))
+    warm_start(run, started, WarmStart(problems, epochs, learning_rate=learning_rate), gate_problems)
+    reported = user_path(report) if report else started.with_name(f"{started.name}-gate")
+    found, checks = examine_start(run, started, reported, gate_problems)
     lines = [f"{c.criterion}: {c.found:.1%}, wanted {c.wanted}" for c in checks.itertuples()]
     return "\n".join([str(found), *lines, f"start: {'passes' if checks.passed.all() else 'does not pass'}"])
 

@@ -18,6 +18,7 @@ from r3_repro.runs.layout import Run
 from r3_repro.runs.preflight import preflight
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import resource
+from r3_repro.workflow.pipeline import check_last_chapter
 
 
 # %% ../../nbs/workflow/slurm.ipynb #fd3f246f
@@ -107,6 +108,7 @@ def submit(
 ) -> list[str]:
     "Submit all jobs of a profile and return their ids; `SettingsError` if `sbatch` refuses one."
     preflight(run, "datasets")
+    check_last_chapter(run.profile)
     jobs, after = jobs_of(run, seeds, gpus_per_node), ""
     ids: list[str] = []
     if not dry_run:

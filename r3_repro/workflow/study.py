@@ -21,7 +21,7 @@ from r3_repro.runs.layout import Run, root_folder, trained_runs, transfers
 from r3_repro.runs.preflight import preflight
 from r3_repro.utils.errors import SettingsError
 from r3_repro.utils.files import atomic
-from r3_repro.workflow.pipeline import shown_progress, verdict_lines
+from r3_repro.workflow.pipeline import check_last_chapter, shown_progress, verdict_lines
 from r3_repro.workflow.reports import make_reports
 
 
@@ -89,6 +89,7 @@ def run_study(
 ) -> None:
     "Run every stage for every arm and seed; finished stages are skipped."
     preflight(run)
+    check_last_chapter(run.profile)
     todo = study_runs(run, seeds)
     jobs = jobs or max_parallel_jobs(run, len(todo))
     if jobs > 1:

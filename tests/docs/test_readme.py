@@ -3,10 +3,13 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 from support import REPOSITORY, patience
+
+from r3_repro.workflow import front_page
 
 sys.path.insert(0, str(REPOSITORY / "docs"))
 
@@ -98,3 +101,21 @@ def test_progress_bars_do_not_reach_the_readme() -> None:
         new("display_data", {"text/markdown": "[a](b.ipynb)", "text/plain": "<Markdown>"}),
     ]
     assert [output_text(o) for o in outputs] == ["", "```text\nprinted\n```", "[a](nbs/b.ipynb)"]
+
+
+@pytest.mark.parametrize(
+    ("passed", "said"),
+    [
+        ([True], "1 supervised start, which passed its gate. "),
+        ([False, True], "2 supervised starts, one of which passed its gate. "),
+        ([False, False], "2 supervised starts, none of which passed its gate. "),
+    ],
+)
+def test_starts_are_counted_from_their_tables(
+    passed: list[bool], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i, both in enumerate(passed):
+        (folder := tmp_path / f"results/benchmarks/capability_gate/start{i}").mkdir(parents=True)
+        (folder / "start.csv").write_text(f"criterion,passed\none,True\nother,{both}\n", "utf-8")
+    monkeypatch.setattr(front_page, "find_home", lambda: tmp_path)
+    assert front_page._small_model().endswith(f": {said}")

@@ -1,18 +1,24 @@
 """The gate tells a model that can learn from one that cannot, and mining says early what spoils all attempts."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from support import REPOSITORY
+from typer.testing import CliRunner
 
+from r3_repro.config import load_profile, model_path
 from r3_repro.data import load_split
 from r3_repro.engines.base import MockEngine
+from r3_repro.engines.vllm import VLLM
 from r3_repro.evaluation import gate as gates
 from r3_repro.mining import sampler
 from r3_repro.runs.layout import Run, open_run
 from r3_repro.tasks.countdown.generator import solve
+from r3_repro.workflow.cli import app
 
 
 @pytest.fixture
@@ -63,6 +69,37 @@ def test_problems_are_those_of_the_training_split(run: Run, monkeypatch: pytest.
     assert asked == {p.id for p in load_split(run, "train")[-10:]}
 
 
+def test_the_real_number_of_problems_is_stored(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Profile smoke has 64: nobody is sent for more of them."
+    opened(monkeypatch, set())
+    found, folder = gates.gate(run), run.model_dir / "gate"
+    assert found.verdict == "not decided" and not any(line.startswith("more problems") for line in found.advice)
+    assert "a larger train_size, to decide it: all 64 training problems were measured" in found.advice
+    assert json.loads((folder / "manifest.json").read_text("utf-8"))["problems"] == 64
+    assert "before GRPO on countdown, all 64 training problems: not decided." in (folder / "gate.md").read_text("utf-8")
+    assert "more problems, to decide it" in gates.gate(run, 63).advice
+
+
+def test_a_training_begins_with_what_its_gate_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(monkeypatch, {"Own"})
+    copied = shutil.copytree(model_path(load_profile("smoke")), tmp_path / "own")
+    named = ["--root", str(tmp_path), "--model", str(copied), "--set", "forgetting_suite=paper"]
+
+    def said() -> str:
+        return CliRunner().invoke(app, ["train", *named]).stdout
+
+    none = f"no gate was measured for this model and task: r3-repro gate --profile smoke --task countdown --model {copied} "
+    run = open_run("smoke", model=str(copied), root=str(tmp_path), forgetting_suite="paper")
+    assert none in said() and CliRunner().invoke(app, ["train", "--root", str(tmp_path)]).stdout == ""
+    beside = tmp_path / "own-gate"  # where a supervised start has it
+    gates.gate(run, 40, beside)
+    assert f"gate of {copied} on countdown: able ({beside / 'gate.md'})" in said()
+    other = open_run("smoke", "function_calling", str(copied), root=str(tmp_path), forgetting_suite="paper")
+    assert gates.known_gates(other)[0][0] == "", "of another task"
+    (copied / "config.json").write_text((copied / "config.json").read_text("utf-8") + " ", "utf-8")
+    assert none in said(), "of other weights"
+
+
 def test_mining_says_early_that_nothing_is_right(run: Run, tmp_path: Path) -> None:
     problems = load_split(run, "train")
     with pytest.warns(UserWarning, match=r"none of the first \d{3} attempts is right") as told:
@@ -74,3 +111,9 @@ def test_an_interval_on_both_sides_decides_nothing() -> None:
     row = pd.DataFrame({"what": ["retry, own reflection"], "low": [0.01], "high": [0.09]})
     assert gates.gate_verdict(row) == "not decided"
     assert gates.gate_verdict(row.assign(low=0.03)) == "able" and gates.gate_verdict(row.assign(high=0.015)) == "not able"
+
+
+def test_the_guide_says_when_mining_looks() -> None:
+    guide, engine = (REPOSITORY / "nbs/guides/own_model.ipynb").read_text("utf-8"), object.__new__(VLLM)
+    engine.batch, engine.rows = load_profile("paper").generation_batch, 0
+    assert f"{max(sampler.EARLY, engine.capacity)} with vLLM in `paper`" in guide

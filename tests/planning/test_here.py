@@ -37,3 +37,12 @@ def test_only_transformers_without_a_gpu_are_planned_for_this_machine(
     else:
         assert (machine.flops, machine.memory, machine.name) == (H100.flops, memory, "H100") and "H100" in name
         assert machine.place == "on each GPU"
+
+
+@pytest.mark.parametrize(("load", "said"), [(3.0, "; others use it (load 3.0, 4 cores), so that rates are too low"), (2.0, "")])
+def test_a_plan_says_that_others_use_the_machine(monkeypatch: pytest.MonkeyPatch, load: float, said: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(here, "measured_rates", lambda: (3e11, 2e10))
+    monkeypatch.setattr(psutil, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 4)
+    assert here.machine_for(load_profile("smoke"))[1].partition(" threads")[2] == said

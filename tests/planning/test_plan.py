@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -16,7 +17,9 @@ from transformers import AutoConfig
 from typer.testing import CliRunner
 
 from r3_repro.config import find_home, load_profile, model_path
-from r3_repro.planning import room
+from r3_repro.engines import hf
+from r3_repro.evaluation.backends import batch_of
+from r3_repro.planning import here, room
 from r3_repro.planning.memory import (
     H100,
     Lengths,
@@ -28,7 +31,7 @@ from r3_repro.planning.memory import (
     vllm_context,
 )
 from r3_repro.planning.models import MODELS, contamination, parameters, random_model, shape_of
-from r3_repro.planning.plan import pass_flops
+from r3_repro.planning.plan import benchmark_batch, pass_flops
 from r3_repro.planning.room import check_room, memory_limit, room_needed
 from r3_repro.profiles import inconsistencies
 from r3_repro.runs.launch import stage_command
@@ -99,6 +102,39 @@ def test_the_models_of_the_published_tables_are_there(table: str, task: str) -> 
         assert ours[plain(row)].trained == ("not trained" not in row)
     for row in set(rows) - set(single):  # several in one row: each is named in it
         assert any(plain(name) in plain(row.replace("(", " ").replace("/", " Qwen-2.5-")) for name in ours), row
+
+
+# ── Processors ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is meant")
+def test_a_plan_for_processors_prints_the_overhead_that_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(here, "measured_rates", lambda: (3e11, 2e10))
+    assert "and 60 ms a token in generation" in said("--profile", "smoke")[1]
+    assert "and 3 ms a token in generation" in said()[1]
+    assert "and 3 to 30 ms a token in generation" in said("--set", "engine=transformers")[1]
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"forgetting_batch": 5},
+        {"engine": "vllm"},
+        {"engine": "ray"},
+        {"engine": "ray", "ray_engine": "transformers"},
+        {"engine": "server", "servers": "http://host:8000/v1", "server_concurrency": 7},
+    ],
+    ids=str,
+)
+def test_benchmarks_are_planned_with_the_batch_that_they_get(
+    gpu: bool, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = load_profile("smoke", **{"forgetting_batch": 0} | settings)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(hf, "memory_beside", lambda _: 10.0**12)
+    assert benchmark_batch(p, H100 if gpu else replace(H100, name="this machine")) == batch_of(p)
 
 
 # ── Shared prefixes ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -5,17 +5,20 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from support import REPOSITORY, patience
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from r3_repro.evaluation import benchmark_files
-from r3_repro.runs.layout import Run
-from r3_repro.utils.errors import ERROR_PREFIX
-from r3_repro.workflow import cli, pipeline
+from r3_repro.runs.layout import Run, open_run
+from r3_repro.utils.errors import ERROR_PREFIX, SettingsError
+from r3_repro.workflow import cli, pipeline, slurm, study
 
 STAGES = ("datasets", "mine", "train", "evaluate", "forgetting", "results", "card", "reproduce", "launch-training")
 COMMANDS = sorted(get_command(cli.app).commands)  # type: ignore[attr-defined]
@@ -44,6 +47,39 @@ def test_a_stage_takes_the_options_that_name_a_run(name: str) -> None:
     shown = invoke(name, "--help").stdout
     assert all(f"--{option}" in shown for option in ("profile", "task", "model", "root"))
     assert "[default: " in shown
+
+
+@pytest.mark.parametrize(("fault", "said"), [("folder", "no-benchmarks"), ("package", "antlr4-python3-runtime 4.9 is installed")])
+@pytest.mark.parametrize(
+    "start",
+    [pipeline.reproduce, lambda run: study.run_study(run, [0]), lambda run: slurm.submit(run, [0])],
+    ids=["reproduce", "study", "submit"],
+)
+def test_the_last_chapter_is_looked_at_before_the_first_runs(
+    fault: str, said: str, start: Callable[[Run], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in ((pipeline, "_run_all"), (study, "launch"), (slurm, "sbatch_command")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("something ran"))
+    if fault == "package":
+        monkeypatch.setattr(benchmark_files, "version", lambda _: "4.9")
+    gone = str(tmp_path / "no-benchmarks") if fault == "folder" else ""
+    with pytest.raises(SettingsError, match=said):
+        start(open_run("smoke", root=str(tmp_path), forgetting_suite="paper", benchmarks=gone))
+
+
+@pytest.mark.parametrize("name", ["gate", "mine", "doctor", "plan"])
+@pytest.mark.parametrize("near", [False, True])
+def test_a_model_that_a_command_makes_names_that_command(
+    name: str, near: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    if near:
+        (tmp_path / "models").mkdir()
+    done = invoke(name, "--profile", "small")
+    assert done.exit_code == 2 and done.stderr.rstrip().endswith(
+        "`r3-repro models smollm2` makes models/SmolLM2-135M-Instruct"
+    ), done.output
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,7 @@ def test_a_profile_for_gpus_is_refused_here_without_training(tmp_path: Path, mon
     report = doctor.examine(open_run("paper", root=str(tmp_path)))
     found = {f.what: f.state for f in report.findings}
     assert found["GPUs"] == "problem" and found["three steps"] == "not checked" and report.trial is None
+    assert found["gate"] == "not checked", "one line, and no refusal"
     assert found["hub, model Qwen/Qwen2.5-1.5B-Instruct"] == "warning" and list(tmp_path.iterdir()) == []
     asked = {f"hub, dataset {spec.hub}" for spec in PUBLISHED.values()}
     assert {found[name] for name in asked} == {"warning"} and "scorer of MATH" in found, "benchmarks may come later"
@@ -181,7 +182,7 @@ def test_benchmarks_are_looked_at_before_the_last_stage(tmp_path: Path, monkeypa
     monkeypatch.setattr(doctor, "check_scorer", missing)
     assert [f.state for f in doctor.check_questions(p)] == ["problem", "ok"]
     gone = p.model_copy(update={"benchmarks": str(tmp_path / "none")})
-    assert "--fetch" in doctor.check_questions(gone)[-1].change and doctor.check_questions(gone)[-1].state == "warning"
+    assert "--fetch" in doctor.check_questions(gone)[-1].change and doctor.check_questions(gone)[-1].state == "problem"
 
 
 def test_packages_that_clash_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

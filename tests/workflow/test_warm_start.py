@@ -18,7 +18,7 @@ HOW = WarmStart(problems=24, epochs=7, batch=16, learning_rate=1e-3)
 
 
 def run(root: Path) -> Run:
-    return open_run("smoke", root=str(root), train_size=140)
+    return open_run("smoke", root=str(root), train_size=274)
 
 
 def test_a_start_that_is_killed_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,8 +45,8 @@ def test_a_start_that_is_killed_ends_with_the_same_weights(tmp_path: Path, monke
 
 
 def test_problems_of_the_gate_are_not_taught(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="41 problems and 100 for the gate, but train_size = 140"):
-        warm_start.warm_start(run(tmp_path), tmp_path / "a", WarmStart(problems=41))
+    with pytest.raises(SettingsError, match="25 problems and 250 for the gate, but train_size = 274"):
+        warm_start.warm_start(run(tmp_path), tmp_path / "a", WarmStart(problems=25))
     assert not (tmp_path / "a").exists()
 
 
