@@ -240,7 +240,7 @@ def check_questions(p: Profile) -> list[Finding]:
         files = check_benchmarks(p.benchmarks, suite)
     except SettingsError as e:
         return [*out, Finding("benchmarks", "problem", str(e))]
-    rows = (f"{r.benchmark} {r.split}: {r.rows:,} rows, {r.which}" for r in files.itertuples())
+    rows = (f"{r.benchmark} {r.split}: {r.rows:,} rows, {r.which}, published text: {r.published}" for r in files.itertuples())
     return [*out, Finding("benchmarks", "ok", "; ".join(rows))]
 
 # %% ../../nbs/workflow/doctor.ipynb #cd2420ad

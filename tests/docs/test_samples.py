@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import typer
+from click.testing import CliRunner
+from huggingface_hub.cli.hf import app as hub_program
 from support import CHAPTERS, NOTEBOOKS, REPOSITORY
 
 import r3_repro
@@ -85,6 +87,27 @@ def test_commands_are_found() -> None:
     assert sum(words[0] == "r3-repro" for words in found) > 20 and sum(words[0] == "make" for words in found) > 2
     assert wrong_options(["r3-repro", "trian"]) and wrong_options(["r3-repro", "train", "--sed", "1"])
     assert wrong_options(["r3-repro", "plan", "--profile", "papr"]) == ["no profile papr"]
+
+
+def hub_calls(page: Path) -> set[str]:
+    "Every call of the hub's program in a page and its messages."
+    return set(re.findall(r"`((?:hf|huggingface-cli) [^`]+)`", page.read_text("utf-8")))
+
+
+def hub_fault(call: str) -> str:
+    "What the hub's program says of a call if it is only asked for help; empty if it would do it."
+    name, command, *words = shlex.split(call)
+    if name != "hf" or command not in hub_program.commands:
+        return f"no {name} {command}"
+    said = CliRunner().invoke(hub_program, [command, *words, "--help"])
+    return said.output if said.exit_code else ""
+
+
+def test_calls_of_the_hubs_program_are_those_it_has() -> None:
+    calls = set().union(*map(hub_calls, [*PAGES, REPOSITORY / "README.md"]))
+    assert {call: fault for call in calls if (fault := hub_fault(call))} == {}
+    assert any(c.startswith("hf download") for c in calls) and "hf auth login" in calls
+    assert hub_fault("huggingface-cli download x") and hub_fault("hf fetch x") and hub_fault("hf download x --local-folder y")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPOSITORY)))

@@ -72,6 +72,8 @@ def test_the_real_rows_pass_with_all_their_oddities(folder: Path) -> None:
     found = check_benchmarks(str(folder))
     assert list(found["rows"]) == [716, 70, 1319, 500, 1000, 500]
     assert list(found["which"])[:3] == ["a part of 12,032", "all", "all"] and list(found["strata"]) == [14, 14, 1, 1, 2, 35]
+    assert list(found["published"]) == ["not known", "as published", "as published", *["not known"] * 3]
+    assert list(found["repeated"]) == [8, 0, 0, 0, 0, 0], "MMLU-Pro's authors keep questions that are there twice"
     mmlu, shots = benchmark_rows("MMLU-Pro", "test", str(folder)), benchmark_rows("MMLU-Pro", "validation", str(folder))
     assert min(len(r["options"]) for r in mmlu) == 3 and sum("N/A" in r["options"] for r in shots) == 21
     assert any("," in r["answer"].split("####")[1] for r in benchmark_rows("GSM8K", "test", str(folder)))
@@ -111,9 +113,37 @@ def changed(**values: Any):
     return change
 
 
+def every(**values: Any):
+    def change(file: Path) -> None:
+        rows = [json.loads(line) | values for line in file.read_text("utf-8").splitlines()]
+        file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+
+    return change
+
+
+def one(file: Path) -> None:
+    lines = file.read_text("utf-8").splitlines()
+    file.write_text("\n".join(lines[:1] * len(lines)), "utf-8")
+
+
+def again(file: Path) -> None:
+    "Beside it, as the hub lays it out."
+    (file.parent / "main").mkdir()
+    shutil.copyfile(file, file.parent / "main" / f"{file.stem}-00000-of-00001.jsonl")
+
+
+SEVERAL = r"several files of one split: \S+/main/\S+, \S+\.jsonl; remove one$"
+
+
 @pytest.mark.parametrize(
     ("file", "damage", "said"),
     [
+        ("gsm8k/test", again, rf"2,638 rows, not 1,319: too many: {SEVERAL}"),
+        ("gsm8k/train", again, rf"500 of 1,000 rows repeat others, first row 501, the same as row 1: {SEVERAL}"),
+        ("gsm8k/test", one, r"1,318 of 1,319 rows repeat others, first row 2, the same as row 1: get it again$"),
+        ("gsm8k/test", every(answer="It is 7.\n#### 7"), r"1,319 rows, .*differs from the published rows.*; get it again$"),
+        ("mmlu_pro/validation", every(cot_content="A"), r"70 rows, .*differs from the published rows.*; get it again$"),
+        ("mmlu_pro/test", changed(category="alchemy"), r"MMLU-Pro, test: lm-eval has no task 'mmlu_pro_alchemy'"),
         ("gsm8k/test", Path.unlink, r"GSM8K: no test\.jsonl or test\.parquet in .*--fetch"),
         ("gsm8k/test", cut, r"row test\.jsonl:1319 is cut off, or no JSON object"),
         ("gsm8k/test", fewer, r"9 rows, not 1,319: cut off, or another version.*\{\"gsm8k/test\": 9\}"),
@@ -146,12 +176,57 @@ def test_bad_files_are_refused_before_a_model_is_loaded(
     run = open_run(
         "paper", root=str(tmp_path / "runs"), benchmarks=str(tmp_path), engine="transformers", dtype="float32", forgetting_batch=2
     )
-    with pytest.raises(SettingsError, match=said):
-        benchmarks.run_benchmarks(run, {})
+    for checked in (lambda: benchmarks.run_benchmarks(run, {}), lambda: check_benchmarks(str(tmp_path))):
+        with pytest.raises(SettingsError, match=said):
+            checked()
+
+
+def test_other_rows_are_run_only_if_they_are_named(folder: Path, tmp_path: Path) -> None:
+    "And then `--check` tells so; the order of rows, and columns that are not used, are no difference."
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    file, suite = tmp_path / "gsm8k/test.jsonl", suite_of("paper", ("GSM8K",))
+    lines = file.read_text("utf-8").splitlines()
+    file.write_text("\n".join(json.dumps(json.loads(line) | {"source": "x"}) for line in lines[::-1]), "utf-8")
+    assert list(check_benchmarks(str(tmp_path), suite)["published"]) == ["as published", "not known"]
+    every(answer="#### 7")(file)
+    (tmp_path / "rows.json").write_text(json.dumps(PARTS | {"gsm8k/test": 1319}), "utf-8")
+    found = check_benchmarks(str(tmp_path), suite)
+    assert list(found["published"]) == ["differs from the published rows", "not known"] and found["which"][0] == "all"
+
+
+def test_a_subject_without_its_shots_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    every(category="law")(tmp_path / "mmlu_pro/validation.jsonl")
+    (tmp_path / "rows.json").write_text(json.dumps(PARTS | {"mmlu_pro/validation": 70}), "utf-8")
+    suite = suite_of("paper", ("MMLU-Pro",))
+    asked, said = read_questions(suite, 20, str(tmp_path)), "MMLU-Pro, validation: 0 rows for mmlu_pro_biology, 5 are shown"
+    for checked in (lambda: check_benchmarks(str(tmp_path), suite), lambda: benchmarks.load_tasks(suite, tmp_path, asked)):
+        with pytest.raises(SettingsError, match=said):
+            checked()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"gsm8k/test": 9', r"holds no JSON object \(Expecting"),
+        ('["gsm8k/test"]', r"holds no JSON object \(a list\): write splits and their rows, such as \{\"mmlu_pro/test\": 716\}"),
+        ('{"gsm8k/test": 9, "gsm8k/test": 8}', "holds no JSON object .*'gsm8k/test' is there twice"),
+        ('{"gsm8k/tset": 9}', "'gsm8k/tset' is not a split: use mmlu_pro/test, mmlu_pro/validation, gsm8k/test"),
+        *(
+            (f'{{"gsm8k/test": {rows}}}', r"gsm8k/test is .*: use a whole number from 1 to 1319")
+            for rows in ("2638", "0", "9.0", "true", '"9"', "null", "[9]")
+        ),
+    ],
+)
+def test_a_wrong_list_of_parts_is_named(folder: Path, tmp_path: Path, text: str, said: str) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "rows.json").write_text(text, "utf-8")
+    with pytest.raises(SettingsError, match=rf"{tmp_path}/rows\.json:? {said}"):
+        check_benchmarks(str(tmp_path))
 
 
 def test_what_the_hub_gives_is_laid_out_and_a_licence_is_named(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import datasets
 
@@ -169,6 +244,12 @@ def test_what_the_hub_gives_is_laid_out_and_a_licence_is_named(
     (tmp_path / "rows.json").write_text(json.dumps(PARTS), "utf-8")
     found = fetch_benchmarks(str(tmp_path))
     assert list(found["digest"])[:5] == list(check_benchmarks(str(folder))["digest"])[:5]
+    again(tmp_path / "gsm8k/test.jsonl")
+    (tmp_path / "gsm8k/test.jsonl").unlink()
+    (tmp_path / "gsm8k/train.jsonl").unlink()
+    assert fetch_benchmarks(str(tmp_path)).equals(found), "a file that the hub named is as good as one of the same rows"
+    said = capsys.readouterr().out
+    assert f"GSM8K, test: left as it is, {tmp_path}/gsm8k/main/test-00000-of-00001.jsonl" in said and "GSM8K, train" not in said
 
     def gated(*_: Any, **__: Any) -> Any:
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'TIGER-Lab/MMLU-Pro' is a gated dataset on the Hub.")

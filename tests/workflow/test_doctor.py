@@ -174,7 +174,9 @@ def test_benchmarks_are_looked_at_before_the_last_stage(tmp_path: Path, monkeypa
     assert (scorer.state, scorer.found) == ("ok", "math-verify 0.9.0")
     assert files.state == "problem" and "1 rows, not 5,000: cut off" in files.found
     (tmp_path / "rows.json").write_text('{"math/test": 1}', "utf-8")
-    assert doctor.check_questions(p)[-1] == doctor.Finding("benchmarks", "ok", "MATH test: 1 rows, a part of 5,000")
+    assert doctor.check_questions(p)[-1] == doctor.Finding(
+        "benchmarks", "ok", "MATH test: 1 rows, a part of 5,000, published text: not known"
+    )
 
     def missing(suite: Any) -> None:
         raise SettingsError("math-verify is not installed")
