@@ -18,6 +18,7 @@ FIRST = [
     "servers",
     "sharding",
     "benchmarks",
+    "benchmark_grades",
     "backends",
     "controls",
 ]

@@ -230,7 +230,9 @@ def split_fault(
         meant = f', or, if you mean a part of the benchmark, write {{"{key}": {n}}} to {user_path(folder) / "rows.json"}'
         return f"{n:,} rows, not {wanted:,}: cut off, or another version; fetch it again" + (meant if folder and n else "")
     if key not in parts and (found := as_published(benchmark, split, rows)).startswith("differs"):
-        return f"{n:,} rows, as many as are published, but their text {found}: edited, or another version; get it again"
+        other = f'the hub has another version now; --fetch FOLDER and {{"{key}": {n}}} in its rows.json run it all the same'
+        edited = "edited, or another version; get it again"
+        return f"{n:,} rows, as many as are published, but their text {found}: {edited if files else other}"
     return ""
 
 # %% ../../nbs/evaluation/benchmark_files.ipynb #f57ffde6

@@ -22,6 +22,7 @@ from r3_repro.analysis.forgetting import compare_items, load_results
 from r3_repro.evaluation import benchmark_files, benchmarks
 from r3_repro.evaluation.benchmark_files import benchmark_rows, check_benchmarks, fetch_benchmarks, read_questions, stratum
 from r3_repro.runs.layout import open_run
+from r3_repro.tasks.sources import read_file
 from r3_repro.tasks.suites import suite_of
 from r3_repro.utils.errors import SettingsError
 
@@ -181,7 +182,7 @@ def test_bad_files_are_refused_before_a_model_is_loaded(
             checked()
 
 
-def test_other_rows_are_run_only_if_they_are_named(folder: Path, tmp_path: Path) -> None:
+def test_other_rows_are_run_only_if_they_are_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "And then `--check` tells so; the order of rows, and columns that are not used, are no difference."
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     file, suite = tmp_path / "gsm8k/test.jsonl", suite_of("paper", ("GSM8K",))
@@ -189,6 +190,11 @@ def test_other_rows_are_run_only_if_they_are_named(folder: Path, tmp_path: Path)
     file.write_text("\n".join(json.dumps(json.loads(line) | {"source": "x"}) for line in lines[::-1]), "utf-8")
     assert list(check_benchmarks(str(tmp_path), suite)["published"]) == ["as published", "not known"]
     every(answer="#### 7")(file)
+    monkeypatch.setattr(benchmark_files, "hub_rows", lambda *_: [row for _, row in read_file(file)])
+    with pytest.raises(
+        SettingsError, match=r'differs .*: the hub has another version now; --fetch FOLDER and \{"gsm8k/test": 1319\}'
+    ):
+        benchmark_rows("GSM8K", "test")
     (tmp_path / "rows.json").write_text(json.dumps(PARTS | {"gsm8k/test": 1319}), "utf-8")
     found = check_benchmarks(str(tmp_path), suite)
     assert list(found["published"]) == ["differs from the published rows", "not known"] and found["which"][0] == "all"
