@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BENCHMARK_LOADS', 'pass_flops', 'update_flops', 'update_seconds', 'StepBatch', 'generation_seconds', 'step_seconds',
-           'bulk_seconds', 'evaluation_seconds', 'BenchmarkLoad', 'benchmark_batch', 'benchmark_seconds', 'stage_hours',
+           'bulk_seconds', 'evaluation_seconds', 'benchmark_batch', 'BenchmarkLoad', 'benchmark_seconds', 'stage_hours',
            'split_groups', 'plan_lines', 'refuse_plan', 'make_plan', 'plan_overview']
 
 # %% ../../nbs/planning/plan.ipynb #030716bc
@@ -164,6 +164,15 @@ def evaluation_seconds(p: Profile, s: Shape, tok: Lengths, m: Machine) -> float:
     retries, turn = n * m.failed * (1 + len(p.controls)), TEMPLATE_TOKENS / 2 + min(tok.prompt, retry_turn_tokens(p, tok))
     return seconds + bulk_seconds(p, s, tok, m, retries, first + tok.reflection + turn, tok.answer, retries)
 
+# %% ../../nbs/planning/plan.ipynb #8d2d633e
+def benchmark_batch(p: Profile, m: Machine) -> int:
+    "Requests of a benchmark at once, at most, as `batch_of` chooses them where memory does not hold fewer."
+    if p.forgetting_batch or p.engine == "server":
+        return p.forgetting_batch or p.server_concurrency
+    if (p.ray_engine if p.engine == "ray" else p.engine) == "vllm":
+        return p.generation_batch
+    return 64 if m.has_gpu else 8
+
 # %% ../../nbs/planning/plan.ipynb #82534bd9
 class BenchmarkLoad(NamedTuple):
     "What a benchmark asks of an engine."
@@ -179,15 +188,6 @@ BENCHMARK_LOADS = {
     "MMLU-Pro": BenchmarkLoad(12032, 1, 1480, 1280, 300), "GSM8K": BenchmarkLoad(1319, 1, 1130, 30, 150),
     "HellaSwag": BenchmarkLoad(10042, 4, 100, 55, 0), "MATH": BenchmarkLoad(5000, 1, 830, 750, 200),
 }  # fmt: skip
-
-
-def benchmark_batch(p: Profile, m: Machine) -> int:
-    "Requests of a benchmark at once, at most, as `batch_of` chooses them where memory does not hold fewer."
-    if p.forgetting_batch or p.engine == "server":
-        return p.forgetting_batch or p.server_concurrency
-    if (p.ray_engine if p.engine == "ray" else p.engine) == "vllm":
-        return p.generation_batch
-    return 64 if m.has_gpu else 8
 
 
 def benchmark_seconds(p: Profile, s: Shape, tok: Lengths, m: Machine) -> float:
