@@ -180,5 +180,5 @@ def known_gates(
             out.append((found[0], f"gate of {p.model} on {p.task}: {found[0]} ({found[1] / 'gate.md'})"))
             continue
         command = f"r3-repro gate --profile {p.name} --task {p.task} --model {p.model}"
-        out.append(("", f"no gate was measured for this model and task: {command} says in minutes whether it can learn"))
+        out.append(("", f"no gate of this model and task is stored here: {command} says in minutes whether it can learn"))
     return out

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLANNED', 'calls_line', 'gate_calls', 'unpaid_summary', 'stage_a', 'start_summary', 'warm_starts', 'rate_summary',
-           'chosen_rate', 'study_summary', 'reflection_row', 'gate_reflections']
+           'chosen_rate', 'study_summary', 'stage_c', 'reflection_row', 'gate_reflections']
 
 # %% ../../nbs/workflow/small_model_page.ipynb #22d4fd7d
 import json
@@ -19,6 +19,7 @@ from r3_repro.analysis.protocol import ANNOUNCED
 from r3_repro.config import find_home
 from r3_repro.reporting.plots import arm_style
 from r3_repro.reporting.tables import markdown_escape, show_interval
+from r3_repro.runs.layout import root_folder
 from r3_repro.workflow.front_page import from_nbs, task_label, verdict_words
 
 
@@ -148,6 +149,12 @@ def study_summary(
     asked = pd.concat(pd.read_csv(folder / f"tables/{name}.csv") for name in ("verdicts", "own_questions"))
     said = verdict_words(asked[asked.claim.isin(PLANNED)])
     return f"{pd.DataFrame(rows).to_markdown(index=False)}\n\n{said}"
+
+
+def stage_c() -> Markdown:
+    "The summary of the published trainings; says so if there are none."
+    folder = root_folder("results") / "small/countdown/SmolLM2-135M-start4"
+    return Markdown(study_summary(folder) if (folder / "tables/accuracy.csv").is_file() else "Nothing is stored yet.")
 
 # %% ../../nbs/workflow/small_model_page.ipynb #3e4abab9
 def reflection_row(

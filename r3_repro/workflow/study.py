@@ -120,17 +120,22 @@ PUBLISHED_FILES = (
 "Patterns of the files that are published, relative to the folder of a task."
 
 # %% ../../nbs/workflow/study.ipynb #be05dfc2
-def _check_one_clean_commit(source: Path) -> None:
-    "Raise `SettingsError` unless all manifests below `source` name one known commit and a work tree known to be clean."
+_DATA = ("datasets", "failures")
+"Stages whose results later stages know by their hashes."
+
+
+def _check_clean_commits(source: Path) -> None:
+    "Raise `SettingsError` unless problems and failures are of one known clean commit, and so is all the rest."
     files = [m for m in sorted(source.rglob("*manifest.json")) if not {"checkpoints", "other_protocols"} & set(m.parts)]
     manifests = [json.loads(m.read_text("utf-8")) for m in files]
-    commits = {m["git_commit"] for m in manifests}
     dirty = sorted({m["stage"] for m in manifests if m["git_dirty"] is not False})
-    if len(commits) != 1 or dirty or not all(commits):
-        shown = ", ".join(sorted(str(c or "unknown")[:10] for c in commits))
+    parts = [{m["git_commit"] for m in manifests if (m["stage"] in _DATA) == data} for data in (True, False)]
+    if not manifests or dirty or not all(len(p) <= 1 and all(p) for p in parts):
+        told = [", ".join(sorted(str(c or "unknown")[:10] for c in p)) or "none" for p in parts]
         raise SettingsError(
-            f"not published: {source} was made from commits: {shown or 'none'}; uncommitted changes, or not known whether "
-            f"there were any, in stages {dirty}: commit, remove that folder and run the study again inside a git clone"
+            f"not published: in {source} problems and failures are of commits: {told[0]}; the rest of: {told[1]}; uncommitted "
+            f"changes, or not known whether there were any, in stages {dirty}: commit, remove what is of another commit and run "
+            "the study again inside a git clone"
         )
 
 # %% ../../nbs/workflow/study.ipynb #a9f47e20
@@ -141,7 +146,7 @@ def publish_results(
     keep: bool = False,  # files that are published already stay as they are
 ) -> list[Path]:
     "Copy the published part, without the path of this clone; returns the new files. `SettingsError` unless of one clean commit."
-    _check_one_clean_commit(source)
+    _check_clean_commits(source)
     copied = []
     for pattern in PUBLISHED_FILES:
         for f in sorted(source.glob(pattern.replace("*", model, 1) if pattern.startswith("*") else pattern)):

@@ -88,7 +88,7 @@ def test_a_training_begins_with_what_its_gate_found(tmp_path: Path, monkeypatch:
     def said() -> str:
         return CliRunner().invoke(app, ["train", *named]).stdout
 
-    none = f"no gate was measured for this model and task: r3-repro gate --profile smoke --task countdown --model {copied} "
+    none = f"no gate of this model and task is stored here: r3-repro gate --profile smoke --task countdown --model {copied} "
     run = open_run("smoke", model=str(copied), root=str(tmp_path), forgetting_suite="paper")
     assert none in said() and CliRunner().invoke(app, ["train", "--root", str(tmp_path)]).stdout == ""
     beside = tmp_path / "own-gate"  # where a supervised start has it
