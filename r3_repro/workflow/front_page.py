@@ -95,7 +95,7 @@ def _small_model() -> str:
         told.append(f"{trainings} training{'s that were' if trainings > 1 else ' that was'} never paid")
     if passed := [bool(pd.read_csv(f).passed.all()) for f in starts]:
         told.append(_starts(passed))
-    if paid := len(list((root_folder("results") / "small").glob("*/*/training/*/manifest.json"))):
+    if paid := len(list(find_home().glob("results/studies/small/*/*/training/*/manifest.json"))):
         told.append(f"{paid} training{'s' if paid > 1 else ''} from a start")
     return f"[SmolLM2-135M](small_model.ipynb), quantised by its packager: {'; '.join(told)}. " if told else ""
 

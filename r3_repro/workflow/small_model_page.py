@@ -18,7 +18,7 @@ from IPython.display import Markdown
 from r3_repro.analysis.protocol import ANNOUNCED
 from r3_repro.config import find_home
 from r3_repro.reporting.plots import arm_style
-from r3_repro.reporting.tables import markdown_escape, show_interval
+from r3_repro.reporting.tables import markdown_escape, show_interval, signed
 from r3_repro.runs.layout import root_folder
 from r3_repro.workflow.front_page import from_nbs, task_label, verdict_words
 
@@ -146,9 +146,12 @@ def study_summary(
         of = t[t.arm == arm].set_index("column")
         cells = {f"{name}, %": show_interval(*of.loc[c, ["estimate", "low", "high"]]) for c, name in _TRIES.items()}
         rows.append({"arm": arm_style(arm).label, "seeds": of.seeds["first"]} | cells)
+    d = pd.read_csv(folder / "tables/differences.csv").query(f"mode == '{ANNOUNCED.mode}' and measure == 'two' and arm == 'r3'")
+    points = "; ".join(f"{arm_style(r.other).label} {show_interval(r.difference, r.low, r.high, signed)}" for r in d.itertuples())
     asked = pd.concat(pd.read_csv(folder / f"tables/{name}.csv") for name in ("verdicts", "own_questions"))
     said = verdict_words(asked[asked.claim.isin(PLANNED)])
-    return f"{pd.DataFrame(rows).to_markdown(index=False)}\n\n{said}"
+    table = pd.DataFrame(rows).to_markdown(index=False)
+    return f"{table}\n\nTwo tries of `r3` minus those of another arm, in points: {points}.\n\n{said}"
 
 
 def stage_c() -> Markdown:

@@ -119,3 +119,7 @@ def test_starts_are_counted_from_their_tables(
         (folder / "start.csv").write_text(f"criterion,passed\none,True\nother,{both}\n", "utf-8")
     monkeypatch.setattr(front_page, "find_home", lambda: tmp_path)
     assert front_page._small_model().endswith(f": {said}")
+    for arm in ("r3", "plain_grpo"):
+        (folder := tmp_path / f"results/studies/small/countdown/start/training/{arm}-seed0").mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}", "utf-8")
+    assert front_page._small_model().endswith(f": {said[:-2]}; 2 trainings from a start. ")
