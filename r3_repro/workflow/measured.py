@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASUREMENTS', 'mining_modes_line', 'mining_overhead_line', 'mining_kills_line', 'attempts_store_line',
-           'training_step_line', 'reproduce_line', 'coverage_line', 'measurements']
+           'training_step_line', 'reproduce_line', 'coverage_line', 'browser_page_line', 'measurements']
 
 # %% ../../nbs/workflow/measured.ipynb #9829b30d
 import json
@@ -119,6 +119,18 @@ def coverage_line(
         f"([table]({from_nbs(file.with_suffix('.md'))}))."
     )
 
+
+def browser_page_line(
+    file: Path,  # browser_page.json
+) -> str:
+    "How soon the page of reflections can be used, and how large it is."
+    m = json.loads(file.read_text("utf-8"))
+    opened, searched = (f"{median(m[k]):.2f} s ({min(m[k]):.2f} to {max(m[k]):.2f})" for k in ("usable", "searched"))
+    return (
+        f"The [page of reflections](analysis/browser.ipynb) with {m['episodes']:,} made-up episodes, {m['megabytes']:.1f} MB: "
+        f"usable in Chromium after {opened}, a search takes {searched} ([measured]({from_nbs(file)}))."
+    )
+
 # %% ../../nbs/workflow/measured.ipynb #ea790839
 MEASUREMENTS = {
     "mining_modes/mining_modes.csv": mining_modes_line,
@@ -128,6 +140,7 @@ MEASUREMENTS = {
     "training_step/training_step.csv": training_step_line,
     "reproduce/reproduce.csv": reproduce_line,
     "coverage/coverage.csv": coverage_line,
+    "browser_page/browser_page.json": browser_page_line,
 }
 
 
