@@ -116,7 +116,7 @@ def status_line() -> Markdown:
         f"**Run:** {len(ANNOUNCED.bases)} tiny models, made for this repository, on CPUs: {trained}. "
         f"{_of(ladder, len(others))} models of other sizes and abilities: {ANNOUNCED.ladder_seeds} seeds each of `r3`. "
         f"{_small_model()}"
-        "**Not run:** any model of the paper, anything on a GPU, the paper's four benchmarks. "
+        "**Not run:** any model of the paper, anything on a GPU, the paper's four benchmarks as a whole. "
         "Tiny models can show whether the mechanism works; **they are no evidence about large ones.**"
     )
     there, announced = progress()
