@@ -270,15 +270,15 @@ def test_one_server_always_fails_the_other_answers(serve: Any, connect: Any, fau
 
 @pytest.mark.parametrize("fault", [*PASSING, "slow"])
 def test_the_only_server_always_fails(serve: Any, connect: Any, fault: str) -> None:
-    server = serve()
-    engine = connect(server, concurrency=4, patience=0.5, timeout=0.2 if fault == "slow" else patience(5))
+    server, timeout = serve(), patience(0.4 if fault == "slow" else 5)
+    engine = connect(server, concurrency=4, patience=0.5, timeout=timeout)
     assert complete(engine, PROMPTS[:5], SHORT, SEEDS[:5]) == expected()[:5]
-    server.fault, server.slow = fault, 1.0
+    server.fault, server.slow = fault, 2 * timeout
     began = time.monotonic()
     with pytest.raises(EngineError) as e:
         complete(engine, PROMPTS, SHORT, SEEDS)
     assert 0.4 < time.monotonic() - began < patience(20)
-    kind = PASSING.get(fault, "no answer within 0.2 s").replace("status ", "").replace("connection", "no connection")
+    kind = PASSING.get(fault, f"no answer within {timeout:g} s").replace("status ", "").replace("connection", "no connection")
     for part in (server.url, kind, "no server has answered for 0.5 s", "start again: finished work is kept"):
         assert part in str(e.value)
     with pytest.raises(EngineError):  # it stays so
@@ -400,9 +400,14 @@ def test_all_servers_die(serve: Any, connect: Any) -> None:
 
 def test_requests_under_way_before_a_failure_are_waited_for(serve: Any, connect: Any) -> None:
     "One broken connection while long answers are being generated does not start the clock."
-    server = serve(delay=lambda n: 0 if n == 0 else 1.5)
+    server, arrived = serve(), threading.Event()
     engine = connect(server, concurrency=4, patience=0.2)
-    server.plan = ["reset"]
+
+    def delay(n: int) -> float:  # the first breaks when all four are at the server
+        arrived.set() if n == 3 else None
+        return 0 if n == 0 and arrived.wait(patience(20)) else 1.5
+
+    server.delay, server.plan = delay, ["reset"]
     assert complete(engine, PROMPTS[:4], SHORT, SEEDS[:4]) == expected()[:4]
 
 
