@@ -4,18 +4,22 @@
 
 # %% auto #0
 __all__ = ['PLANNED', 'calls_line', 'gate_calls', 'unpaid_summary', 'stage_a', 'start_summary', 'warm_starts', 'rate_summary',
-           'chosen_rate', 'study_summary', 'stage_c', 'reflection_row', 'gate_reflections']
+           'chosen_rate', 'study_summary', 'stage_c', 'forgetting_summary', 'stage_d', 'reflection_row',
+           'gate_reflections']
 
 # %% ../../nbs/workflow/small_model_page.ipynb #22d4fd7d
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from IPython.display import Markdown
 
+from r3_repro.analysis.forgetting import load_skills
 from r3_repro.analysis.protocol import ANNOUNCED
+from r3_repro.analysis.verdicts import Stored, decided, load_base, verdict_rows
 from r3_repro.config import find_home
 from r3_repro.reporting.plots import arm_style
 from r3_repro.reporting.tables import markdown_escape, show_interval, signed
@@ -158,6 +162,25 @@ def stage_c() -> Markdown:
     "The summary of the published trainings; says so if there are none."
     folder = root_folder("results") / "small/countdown/SmolLM2-135M-start4"
     return Markdown(study_summary(folder) if (folder / "tables/accuracy.csv").is_file() else "Nothing is stored yet.")
+
+# %% ../../nbs/workflow/small_model_page.ipynb #603fbca6
+def forgetting_summary(
+    study: Path,  # of a model in a published study
+    examined: Path,  # folder of what each of its models answered on the benchmarks
+) -> str:
+    "The protocol's verdict on forgetting: mean score over the benchmarks, after training by `r3` and before."
+    base = replace(load_base(study), skills=load_skills(examined))
+    rows = verdict_rows(decided([Stored(study.parent.name, [base], [])]), find_home())
+    asked = rows.set_index("claim").loc["C8"]
+    return f"Mean score of the benchmarks, `r3` minus {asked.ours}. C8, {asked.what}: **{asked.verdict}**."
+
+
+def stage_d() -> Markdown:
+    "The sentence on what the published trainings forgot; says so if nothing is stored."
+    study = root_folder("results") / "small/countdown/SmolLM2-135M-start4"
+    examined = find_home() / "results/benchmarks/small_model_forgetting/arms/forgetting"
+    there = (study / "episodes").is_dir() and examined.is_dir()
+    return Markdown(forgetting_summary(study, examined) if there else "Nothing is stored yet.")
 
 # %% ../../nbs/workflow/small_model_page.ipynb #3e4abab9
 def reflection_row(

@@ -15,6 +15,7 @@ from support import REPOSITORY, patience
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from r3_repro import config
 from r3_repro.evaluation import benchmark_files
 from r3_repro.runs.layout import Run, open_run
 from r3_repro.utils.errors import ERROR_PREFIX, SettingsError
@@ -74,6 +75,7 @@ def test_a_model_that_a_command_makes_names_that_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(config, "find_home", lambda: tmp_path)  # where a developer may have made the model
     if near:
         (tmp_path / "models").mkdir()
     done = invoke(name, "--profile", "small")
