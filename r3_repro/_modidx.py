@@ -3125,6 +3125,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'r3_repro/workflow/measured.py'),
                                             'r3_repro.workflow.measured.attempts_store_line': ( 'workflow/measured.html#attempts_store_line',
                                                                                                 'r3_repro/workflow/measured.py'),
+                                            'r3_repro.workflow.measured.benchmark_backends_line': ( 'workflow/measured.html#benchmark_backends_line',
+                                                                                                    'r3_repro/workflow/measured.py'),
                                             'r3_repro.workflow.measured.browser_page_line': ( 'workflow/measured.html#browser_page_line',
                                                                                               'r3_repro/workflow/measured.py'),
                                             'r3_repro.workflow.measured.coverage_line': ( 'workflow/measured.html#coverage_line',

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASUREMENTS', 'mining_modes_line', 'mining_overhead_line', 'mining_kills_line', 'attempts_store_line',
-           'training_step_line', 'reproduce_line', 'coverage_line', 'browser_page_line', 'measurements']
+           'training_step_line', 'reproduce_line', 'coverage_line', 'browser_page_line', 'benchmark_backends_line',
+           'measurements']
 
 # %% ../../nbs/workflow/measured.ipynb #9829b30d
 import json
@@ -131,6 +132,25 @@ def browser_page_line(
         f"usable in Chromium after {opened}, a search takes {searched} ([measured]({from_nbs(file)}))."
     )
 
+# %% ../../nbs/workflow/measured.ipynb #e9d53bbb
+def benchmark_backends_line(
+    file: Path,  # benchmark_backends.csv; its manifest is beside it
+) -> str:
+    "How much faster vLLM answers the published benchmarks than transformers, and how many grades differ."
+    table, made = pd.read_csv(file), _read_json(file.with_suffix(".manifest.json"))
+    own, other = (table[table.backend == b].set_index("benchmark") for b in ("vllm", "transformers"))
+    each = "; ".join(
+        f"{name} {r['s an item']:.1f} s an item ({other['s an item'][name]:.1f} by transformers, {r['times faster']:.2f} times)"
+        for name, r in own.iterrows()
+    )
+    peaks = f"{own['peak memory, GB'].max():.1f} GB instead of {other['peak memory, GB'].max():.1f}"
+    return (
+        f"The [published benchmarks](06_forgetting.ipynb) by vLLM on {', '.join(made['hardware'].get('gpus', ['a CPU']))}, "
+        f"{made['model']} in {made['dtype']}, batches of {made['batch']}, {made['rounds']} rounds of {made['items']} items each: "
+        f"{each}; peak of memory {peaks}; {own['judged otherwise'].sum()} of {own['of'].sum()} items are judged otherwise "
+        f"({made['threads']} threads; [table]({from_nbs(file.with_suffix('.md'))}))."
+    )
+
 # %% ../../nbs/workflow/measured.ipynb #ea790839
 MEASUREMENTS = {
     "mining_modes/mining_modes.csv": mining_modes_line,
@@ -141,6 +161,7 @@ MEASUREMENTS = {
     "reproduce/reproduce.csv": reproduce_line,
     "coverage/coverage.csv": coverage_line,
     "browser_page/browser_page.json": browser_page_line,
+    "benchmark_backends/benchmark_backends.csv": benchmark_backends_line,
 }
 
 
