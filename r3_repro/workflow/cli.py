@@ -296,19 +296,21 @@ def _study(
     controls: Annotated[bool, typer.Option("--controls", help="also retry failures without their own reflection")] = False,
     publish: Annotated[bool, typer.Option(help="copy what is published into results/")] = True,
     announced: Annotated[bool, typer.Option("--announced", help="run what the protocol announces, and nothing else")] = False,
+    settings: Settings = None,
 ) -> None:
     "Run every arm and seed of a profile, then publish to results/."
-    if announced:
-        from r3_repro.workflow.announced import announced_lines, run_lines
-
-        with exit_on_user_error():
-            return _failing(lambda: run_lines(announced_lines(), root or "runs", jobs))
-    from r3_repro.workflow.study import publish_study
-    from r3_repro.workflow.study import run_study as run_study
-
+    changed: dict[str, Any] = dict(_assignment(text) for text in settings or [])
+    if announced and changed:
+        raise typer.BadParameter("what the protocol announces has its own settings: leave out --set or --announced")
     with exit_on_user_error():
-        chosen, asked = _words(arms) or None, CONTROLS if controls else None
-        run = open_run(profile, task, model, root=root, arms=chosen, controls=asked)
+        if announced:
+            from r3_repro.workflow.announced import announced_lines, run_lines
+
+            return _failing(lambda: run_lines(announced_lines(), root or "runs", jobs))
+        from r3_repro.workflow.study import publish_study, run_study
+
+        changed |= ({"arms": _words(arms)} if arms else {}) | ({"controls": CONTROLS} if controls else {})
+        run = open_run(profile, task, model, root=root, **changed)
         _failing(lambda: run_study(run, _seeds(seeds), jobs, transfer))
         if publish:
             typer.echo(publish_study(run))

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from r3_repro import config
 from r3_repro.evaluation import benchmark_files
+from r3_repro.runs.launch import stage_args
 from r3_repro.runs.layout import Run, open_run
 from r3_repro.utils.errors import ERROR_PREFIX, SettingsError
 from r3_repro.workflow import cli, pipeline, slurm, study
@@ -96,6 +97,7 @@ def test_a_model_that_a_command_makes_names_that_command(
         (["train", "--seed", "-1"], "seed = -1 is not a whole number from 0 to 4294967295"),
         (["train", "--seed", "5000000000"], "seed = 5000000000 is not a whole number"),
         (["study", "--seeds", "0 -1"], "seed = -1 is not a whole number"),
+        (["study", "--set", "betta=0.1"], "did you mean 'beta'?"),
         (["submit", "--seeds", "4294967296"], "seed = 4294967296 is not a whole number"),
         (["mine", "--set", "temperature=0"], "modes = greedy"),
         (["tiny-world", "--recipe", "steps=0"], "recipe steps = 0: give a number from 1"),
@@ -163,6 +165,8 @@ def test_a_suite_without_files_is_not_checked_in_silence(tmp_path: Path) -> None
         (["submit", "--seeds", " "], "numbers are wanted"),
         (["submit", "--gpus-per-node", "0"], "greater than or equal to 1"),
         (["study", "--jobs", "-1"], "greater than or equal to 0"),
+        (["study", "--set", "seeds"], "is not KEY=VALUE"),
+        (["study", "--announced", "--set", "beta=0.1"], "leave out --set or --announced"),
         (["plan", "--prompt-tokens", "0"], "greater than or equal to 1"),
         *(
             (["plan", f"--{o}", v], f"{v} is not a number above 0")
@@ -178,6 +182,32 @@ def test_a_suite_without_files_is_not_checked_in_silence(tmp_path: Path) -> None
 def test_wrong_options_are_usage_errors(args: list[str], said: str) -> None:
     done = invoke(*args)
     assert done.exit_code == 2 and said in done.stderr, done.output
+
+
+@pytest.mark.parametrize(
+    ("more", "beta", "arms", "controls"),
+    [
+        ([], 0.1, ("r3",), ("bare",)),
+        (["--arms", "plain_grpo r3"], 0.1, ("plain_grpo", "r3"), ("bare",)),
+        (["--set", "arms=all_tokens", "--arms", "r3", "--controls"], 0.1, ("r3",), ("bare", "other", "empty")),
+    ],
+)
+def test_a_study_takes_settings(
+    more: list[str],
+    beta: float,
+    arms: tuple[str, ...],
+    controls: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    "Each of its stages gets them, as single stages do."
+    seen: list[Run] = []
+    monkeypatch.setattr(study, "run_study", lambda run, *_: seen.append(run))
+    done = invoke("study", "--profile", "smoke", "--root", str(tmp_path), "--no-publish", "--set", "beta=0.1", *more)
+    assert done.exit_code == 0, done.output
+    p = seen[0].profile
+    assert (p.beta, p.arms, p.controls) == (beta, arms, controls)
+    assert "--set=beta=0.1" in stage_args("train", seen[0])
 
 
 def test_a_stage_that_fails_ends_with_1_and_its_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
