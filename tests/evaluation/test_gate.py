@@ -80,6 +80,18 @@ def test_the_real_number_of_problems_is_stored(run: Run, monkeypatch: pytest.Mon
     assert "more problems, to decide it" in gates.gate(run, 63).advice
 
 
+@pytest.mark.parametrize(("task", "told"), [("function_calling", True), ("countdown", False)])
+def test_right_answers_that_ask_for_nothing_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, told: bool
+) -> None:
+    "A text without a call is right where no tool fits: a first try of 15 percent may be no ability at all."
+    monkeypatch.setattr(gates, "open_engine", lambda *_: MockEngine(lambda *_: "Let me think.", context=10**6))
+    found = gates.gate(open_run("smoke", task=task, root=str(tmp_path)))
+    assert (found.rows.right[0] > 0) == told
+    line = "the problems: 100% of the right first answers are where any text without an answer is right"
+    assert (line in found.advice) == told
+
+
 def test_a_training_begins_with_what_its_gate_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(monkeypatch, {"Own"})
     copied = shutil.copytree(model_path(load_profile("smoke")), tmp_path / "own")
