@@ -31,13 +31,14 @@ from r3_repro.workflow.front_page import from_nbs, task_label, verdict_words
 def calls_line(
     episodes: pd.DataFrame,  # of the gate on function calling
 ) -> str:
-    "How many first tries are right, apart for problems that expect a call and for those that expect none."
+    "How many first and second tries are right, apart for problems that expect a call and for those that expect none."
     none = pd.Series([not json.loads(p)["answers"] for p in episodes.problem], episodes.index)
-    ok = episodes.attempt_ok.astype(bool)
-    with_call, without = ok[~none], ok[none]
+    first = episodes.attempt_ok.astype(bool)
+    second = episodes.retry_ok.eq(True) & ~first
     return (
-        f"Of the {len(with_call)} problems of function calling that expect a call, {with_call.sum()} were right at the first "
-        f"try; of the {len(without)} for which no tool fits, {without.sum()}: there any text without a call is right."
+        f"Of the {(~none).sum()} problems of function calling that expect a call, {first[~none].sum()} were right at the first "
+        f"try and {second[~none].sum()} at the retry; of the {none.sum()} for which no tool fits, {first[none].sum()} and "
+        f"{second[none].sum()}: there any text without a call is right."
     )
 
 
