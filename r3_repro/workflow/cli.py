@@ -309,7 +309,7 @@ def _study(
             return _failing(lambda: run_lines(announced_lines(), root or "runs", jobs))
         from r3_repro.workflow.study import publish_study, run_study
 
-        changed |= ({"arms": _words(arms)} if arms else {}) | ({"controls": CONTROLS} if controls else {})
+        changed |= ({"arms": words} if (words := _words(arms)) else {}) | ({"controls": CONTROLS} if controls else {})
         run = open_run(profile, task, model, root=root, **changed)
         _failing(lambda: run_study(run, _seeds(seeds), jobs, transfer))
         if publish:

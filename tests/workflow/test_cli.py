@@ -188,6 +188,7 @@ def test_wrong_options_are_usage_errors(args: list[str], said: str) -> None:
     ("more", "beta", "arms", "controls"),
     [
         ([], 0.1, ("r3",), ("bare",)),
+        (["--arms", " "], 0.1, ("r3",), ("bare",)),
         (["--arms", "plain_grpo r3"], 0.1, ("plain_grpo", "r3"), ("bare",)),
         (["--set", "arms=all_tokens", "--arms", "r3", "--controls"], 0.1, ("r3",), ("bare", "other", "empty")),
     ],
