@@ -92,7 +92,7 @@ def _hellaswag_fault(row: dict[str, Any]) -> str:
 
 
 def _math_fault(row: dict[str, Any]) -> str:
-    if (subject := row.get("type", row.get("subject"))) not in MATH_SUBJECTS:
+    if not isinstance(subject := row.get("type", row.get("subject")), str) or subject not in MATH_SUBJECTS:
         return f"has subject {subject!r}, not one of {', '.join(MATH_SUBJECTS)}"
     if not re.fullmatch(r"(Level )?[1-5?]", str(row.get("level"))):
         return f"has level {row.get('level')!r}, not 1 to 5"

@@ -471,7 +471,7 @@ def dry_run_benchmarks(
     sizes, models = request_sizes(path, p, *load_tasks(suite, folder, asked)), len(models_of(run))
     with open_backend(p, path, suite, longest_request(sizes)) as lm:
         for b, row in zip(suite, sizes.to_dict("records"), strict=True):
-            few = max(1, batch * row["items"] // row["requests"])
+            few = min(row["items"], max(1, batch * row["items"] // row["requests"]))
             some = read_questions((b,), few, p.benchmarks) if b.name in asked.rows else asked
             each, _ = timed_benchmark(lm, b, some, folder, few)
             hours = row["items"] * each / 3600

@@ -196,7 +196,7 @@ def benchmark_seconds(p: Profile, s: Shape, tok: Lengths, m: Machine) -> float:
     for b in suite_of(p.forgetting_suite, p.forgetting_tasks):
         if not (load := BENCHMARK_LOADS.get(b.name)):
             continue
-        asked = load.requests * min(p.forgetting_limit or load.items, load.items)
+        asked = load.requests * min(p.items_of(b.name) or load.items, load.items)
         new = load.prompt - (0 if slow else load.shared)
         if load.answer:
             seconds += bulk_seconds(q, s, tok, m, asked, load.prompt, load.answer, asked * new / load.prompt)

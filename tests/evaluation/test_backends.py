@@ -296,6 +296,14 @@ def test_a_dry_run_prices_what_a_server_does(serve: Serve, tmp_path: Path) -> No
     assert list(priced["items"]) == [LIMIT] * 4 and (priced["s an item"] >= 0.01).all()
 
 
+def test_a_dry_run_times_no_more_items_than_are_asked(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[int] = []
+    monkeypatch.setattr(benchmarks, "batch_of", lambda p: 256)
+    monkeypatch.setattr(benchmarks, "timed_benchmark", lambda *a: timed.append(a[-1]) or (0.1, ""))
+    dry_run_benchmarks(served(serve(), tmp_path), tmp_path)
+    assert timed == [LIMIT] * 4
+
+
 def test_a_missing_package_is_named_before_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(benchmarks, "read_questions", lambda *_: pytest.fail("files were read"))

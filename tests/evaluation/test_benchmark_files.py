@@ -153,6 +153,7 @@ SEVERAL = r"several files of one split: \S+/main/\S+, \S+\.jsonl; remove one$"
         ("math/test", changed(level=6), r"row \S+:1 has level 6, not 1 to 5"),
         ("math/test", changed(solution="It is 2."), r"row \S+:1 has no \\boxed answer"),
         ("math/test", changed(subject="Logic"), r"row \S+:1 has subject 'Logic'"),
+        ("math/test", changed(subject=["Algebra"]), r"row \S+:1 has subject \['Algebra'\]"),
         (
             "hellaswag/validation",
             changed(label=""),
