@@ -8,6 +8,7 @@ __all__ = ['PUBLISHED_FILES', 'evaluate_all', 'evaluate_curves', 'study_runs', '
 # %% ../../nbs/workflow/study.ipynb #5e629cb7
 import json
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Any
 
 from r3_repro.arms import training_order
 from r3_repro.config import find_home
+from r3_repro.evaluation.gate import known_gates
 from r3_repro.runs.launch import launch, max_parallel_jobs, run_stage
 from r3_repro.runs.layout import Run, root_folder, trained_runs, transfers
 from r3_repro.runs.preflight import preflight
@@ -90,6 +92,8 @@ def run_study(
     "Run every stage for every arm and seed; finished stages are skipped."
     preflight(run)
     check_last_chapter(run.profile)
+    for _, line in known_gates(run):
+        print(line, file=sys.stderr)
     todo = study_runs(run, seeds)
     jobs = jobs or max_parallel_jobs(run, len(todo))
     if jobs > 1:

@@ -18,6 +18,7 @@ from r3_repro.evaluation import gate as gates
 from r3_repro.mining import sampler
 from r3_repro.runs.layout import Run, open_run
 from r3_repro.tasks.countdown.generator import solve
+from r3_repro.workflow import study
 from r3_repro.workflow.cli import app
 
 
@@ -110,6 +111,18 @@ def test_a_training_begins_with_what_its_gate_found(tmp_path: Path, monkeypatch:
     assert gates.known_gates(other)[0][0] == "", "of another task"
     (copied / "config.json").write_text((copied / "config.json").read_text("utf-8") + " ", "utf-8")
     assert none in said(), "of other weights"
+
+
+def test_a_study_begins_with_what_its_gate_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    "Before problems are mined."
+    copied = shutil.copytree(model_path(load_profile("smoke")), tmp_path / "own")
+    monkeypatch.setattr(study, "launch", lambda stage, run: pytest.exit(stage))
+    monkeypatch.setattr(study, "check_last_chapter", lambda p: None)
+    with pytest.raises(pytest.exit.Exception, match="datasets"):
+        study.run_study(open_run("smoke", model=str(copied), root=str(tmp_path), forgetting_suite="paper"), [0])
+    assert "no gate of this model and task is stored here: r3-repro gate" in capsys.readouterr().err
 
 
 def test_mining_says_early_that_nothing_is_right(run: Run, tmp_path: Path) -> None:
